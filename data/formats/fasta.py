@@ -1,0 +1,221 @@
+"""FASTA, plain or gzip, as a stream of record batches: bytes in, bytes out, bounded memory.
+
+Work is done on chunks of about 1 MiB that end at a record boundary, never line by line. A thread reads and
+decompresses ahead (zlib releases the GIL). Windows line ends, blank lines, a byte-order mark, blocked gzip and records
+of any number of lines are fine; headers are bytes of any encoding.
+
+It does not look at letters, except to refuse a protein file: that is `data.normalise`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+_AHEAD = 4  # chunks that the reading thread may be ahead of the parser
+_MAGIC = {  # compressed formats other than gzip, refused by name
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+}
+_GZIP = b"\x1f\x8b"
+_PROTEIN_SAMPLE = 1000  # records looked at before a file is believed to hold nucleotides
+_PROTEIN_ONLY = b"EFLPQJOZ"  # letters of amino acids that are neither nucleotides, nor IUPAC codes, nor inosine
+_NOT_PROTEIN_ONLY = bytes(c for c in range(256) if c not in _PROTEIN_ONLY + _PROTEIN_ONLY.lower())
+
+
+@dataclass(frozen=True)
+class FastaRecords:
+    """Consecutive records of one file. ``first`` counts from 1; a header lacks its ``>``; a body is the raw lines."""
+
+    first: int
+    headers: list[bytes]
+    bodies: list[bytes]
+
+
+def read_fasta(
+    path: str | Path, chunk_bytes: int = CHUNK_BYTES, on_raw: Callable[[bytes], object] | None = None
+) -> Iterator[FastaRecords]:
+    """The records of a FASTA or FASTA.gz file in order, in batches of about ``chunk_bytes``.
+
+    ``on_raw`` receives every raw byte string as it is read, from the reading thread: for a hash or a progress bar.
+    Raises DataError for a missing, empty, truncated or doubly compressed file, for text before the first ``>``, and
+    for FASTQ or protein records.
+    """
+    path = Path(path)
+    number = 1
+    sampled = _ProteinSample(path)
+    for text in _record_aligned(path, _prefetched(_text(path, chunk_bytes, on_raw))):
+        parts = [record.partition(b"\n") for record in text[1:].split(b"\n>")]
+        records = FastaRecords(number, [part[0].rstrip() for part in parts], [part[2] for part in parts])
+        sampled.look(records.bodies)
+        yield records
+        number += len(parts)
+    sampled.judge()
+
+
+class _ProteinSample:
+    """Refuses a file most of whose first records hold letters that only amino acids have."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records, self.protein, self.letters, self.protein_letters = path, 0, 0, 0, 0
+
+    def look(self, bodies: list[bytes]) -> None:
+        if self.records >= _PROTEIN_SAMPLE:
+            return
+        for body in bodies[: _PROTEIN_SAMPLE - self.records]:
+            found = len(body.translate(None, _NOT_PROTEIN_ONLY))
+            self.records += bool(body.strip())
+            self.protein += found > 0
+            self.protein_letters += found
+            self.letters += len(body)
+        if self.records >= _PROTEIN_SAMPLE:
+            self.judge()
+
+    def judge(self) -> None:
+        # Proteins hold about 29 % of these letters; nucleotide files with a stray P or X stay far below 5 %.
+        if 2 * self.protein > self.records and 20 * self.protein_letters > self.letters:
+            raise DataError(
+                f"{self.path}: {self.protein} of the first {self.records} records hold letters of amino acids "
+                f"({_PROTEIN_ONLY.decode()}), so this looks like a protein FASTA; give nucleotide sequences."
+            )
+
+
+def _record_aligned(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Joins pieces into texts that start with ``>`` and hold whole records."""
+    pending: list[bytes] = []
+    started = False
+    blank_lines = 0
+    for piece in pieces:
+        if not started:
+            if not piece.strip():
+                blank_lines += piece.count(b"\n")
+                continue
+            stripped = piece.lstrip()
+            blank_lines += piece[: len(piece) - len(stripped)].count(b"\n")
+            piece = stripped
+            _check_start(path, piece, blank_lines + 1)
+            started = True
+        boundary = bool(pending) and pending[-1].endswith(b"\n") and piece.startswith(b">")
+        cut = piece.rfind(b"\n>") + 1
+        if cut or boundary:
+            pending.append(piece[:cut])
+            yield b"".join(pending)
+            pending = [piece[cut:]]
+        else:
+            pending.append(piece)
+    if not started:
+        raise DataError(f"{path}: the file holds no FASTA record, only blank lines; remove it from the sources.")
+    yield b"".join(pending)
+
+
+def _check_start(path: Path, text: bytes, line: int) -> None:
+    """The first text of a file: a ``>``, or a sentence about what it is instead."""
+    first = text.split(b"\n", 1)[0].strip()
+    if text.startswith(_GZIP):
+        raise DataError(f"{path}: gzip inside gzip; unpack it once with `gunzip` and try again.")
+    if text.startswith(b"@"):
+        raise DataError(f"{path}, line {line}: starts with '@', so this looks like FASTQ; convert it to FASTA first.")
+    if not text.startswith(b">"):
+        raise DataError(
+            f"{path}, line {line}: expected a FASTA header starting with '>' but found "
+            f"{first[:40].decode('ascii', 'replace')!r}; remove the text before the first record or check the format."
+        )
+    if b"\n" not in text and b"\r" in text:
+        raise DataError(f"{path}: line ends are lone carriage returns; convert them, e.g. with `tr '\\r' '\\n'`.")
+
+
+def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None) -> Iterator[bytes]:
+    """Decompressed bytes of a file, in pieces of at most about ``chunk_bytes``; no piece is empty."""
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below, and the error needs its own sentence)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from error
+    with file:
+
+        def read() -> bytes:
+            raw = file.read(chunk_bytes)
+            if on_raw is not None and raw:
+                on_raw(raw)
+            return raw
+
+        try:
+            raw = read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); give a FASTA file.") from error
+        if not raw:
+            raise DataError(f"{path}: the file is empty (0 bytes); download it again or remove it from the sources.")
+        for magic, kind in _MAGIC.items():
+            if raw.startswith(magic):
+                raise DataError(f"{path}: compressed with {kind}; only plain text and gzip are read, so recompress it.")
+        if raw.startswith(_GZIP):
+            yield from _gunzip(path, raw, read, chunk_bytes)
+            return
+        if raw.startswith(b"\xef\xbb\xbf"):
+            raw = raw[3:]
+        while raw:
+            yield raw
+            raw = read()
+
+
+def _gunzip(path: Path, raw: bytes, read: Callable[[], bytes], chunk_bytes: int) -> Iterator[bytes]:
+    """Decompresses one or more gzip members; zero padding after the last one is allowed, as gzip itself does."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        while raw:
+            piece = stream.decompress(raw, chunk_bytes)
+            if piece:
+                yield piece
+            if not stream.eof:
+                raw = stream.unconsumed_tail or read()
+                continue
+            raw = stream.unused_data.lstrip(b"\0") or read().lstrip(b"\0")
+            if raw:
+                stream = zlib.decompressobj(wbits=31)
+    except zlib.error as error:
+        raise DataError(f"{path}: the gzip data are damaged ({error}); download the file again.") from error
+    if not stream.eof:
+        raise DataError(f"{path}: the gzip file ends too early, it was cut; download it again.")
+
+
+def _prefetched(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, produced up to `_AHEAD` ahead by a thread that ends with the consumer."""
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+    stop = threading.Event()
+
+    def put(value: bytes | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for piece in pieces:
+                if not put(piece):
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="fasta-reader", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()

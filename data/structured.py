@@ -1,0 +1,106 @@
+"""Configuration files checked against a dataclass schema, with one sentence for every mistake.
+
+The schema is a dataclass (through OmegaConf); a YAML file and then `key=value` arguments override its defaults.
+A mistake names the file or the argument, the full key, and the nearest valid key or the expected type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
+
+from data.errors import DataError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def find(name: str) -> Path:
+    """The configuration file called ``name``: a path, or a name looked up in ``configs/`` (`.yaml` may be left out)."""
+    for candidate in (Path(name), CONFIGS / name, Path(f"{name}.yaml"), CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    available = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+    near = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"configs/ holds {', '.join(available)}"
+    raise DataError(f"there is no configuration {name}, neither as a path nor in configs/; {hint}")
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A YAML file as a mapping; DataError names the line that is not YAML."""
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    if content is None or (OmegaConf.is_list(content) and len(content) == 0):
+        return OmegaConf.create({})
+    if not OmegaConf.is_dict(content):
+        raise DataError(f"{path} must hold `key: value` pairs at its top, not a list or a single value")
+    assert isinstance(content, DictConfig)
+    return content
+
+
+def read_overrides(arguments: Sequence[str]) -> DictConfig:
+    """`section.key=value` arguments as a mapping. A value is read as YAML, so lists and null work."""
+    for argument in arguments:
+        if not re.match(r"^[A-Za-z_][\w.\-]*=", argument):
+            raise DataError(f"the argument {argument!r} is not understood; settings are given as section.key=value")
+    try:
+        return OmegaConf.from_dotlist(list(arguments))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise DataError(
+            f"the arguments {' '.join(arguments)} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+
+
+def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "") -> Any:
+    """The dataclass instance ``schema`` with each (origin, mapping) of ``layers`` laid over it, as a new instance.
+
+    origin names the layer in messages (a file, or "the command line"); prefix is the section the schema stands in.
+    Raises DataError for an unknown key, a value of the wrong type, or a mandatory value that no layer gives.
+    """
+    config = OmegaConf.structured(schema)
+    for origin, layer in layers:
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise DataError(_sentence(error, origin, schema, prefix)) from error
+    where = " and ".join(origin for origin, _ in layers) or "the defaults"
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        keys = ", ".join(prefix + key for key in missing)
+        raise DataError(f"{where}: {keys} must be given (for example as {prefix}{missing[0]}=VALUE)")
+    try:
+        return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:  # an interpolation to a value that is not given
+        raise DataError(_sentence(error, where, schema, prefix)) from error
+    except OmegaConfBaseException as error:
+        raise DataError(_sentence(error, where, schema, prefix)) from error
+
+
+def _sentence(error: OmegaConfBaseException, origin: str, schema: Any, prefix: str) -> str:
+    key = prefix + str(error.full_key or error.key or "")
+    if isinstance(error, ConfigKeyError):
+        valid = [prefix + name for name in all_keys(schema)]
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+        return f"{origin}: there is no key {key}; the nearest valid key is {near[0]}"
+    reason = str(error).split("\n")[0].rstrip(".")
+    return f"{origin}: {key}: {reason}"
+
+
+def all_keys(schema: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every key of a dataclass schema, sections included."""
+    names = []
+    for field in dataclasses.fields(schema):
+        names.append(prefix + field.name)
+        value = getattr(schema, field.name, None)
+        if dataclasses.is_dataclass(value):
+            names.extend(all_keys(value, f"{prefix}{field.name}."))
+    return names

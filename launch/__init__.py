@@ -1,0 +1,1 @@
+"""What a person runs. These modules parse, call and print; nothing else."""

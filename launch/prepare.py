@@ -1,0 +1,105 @@
+"""Raw FASTA files -> a corpus directory of verified shards.
+
+python launch/prepare.py --config data/rnacentral.yaml [key=value ...]
+python launch/prepare.py --fasta my.fa.gz more/ --to corpora/my [key=value ...]
+python launch/prepare.py verify DIR
+python launch/prepare.py describe DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # launch/ comes first on the path, where `pretrain` would be a script and not the package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data.corpus import prepare
+from data.errors import DataError
+from data.prepare_config import PrepareConfig, load_prepare_config
+from data.verify import verify
+from launch.cli import find_config, main_guard
+from launch.corpus_tables import build_progress, print_build, print_description
+
+
+def build_command(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="prepare.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any key of the config can be set as key=value, e.g. min_length=20 overwrite=true sources.0.path=x.fa.",
+    )
+    parser.add_argument("--config", metavar="NAME.yaml", help="a path, or a name in configs/")
+    parser.add_argument("--fasta", nargs="+", metavar="PATH", help="FASTA files, folders or globs, instead of a config")
+    parser.add_argument("--to", metavar="DIR", help="output directory, with --fasta")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    config = _config(parser.parse_intermixed_args(arguments))
+    with build_progress() as progress:
+        manifest = prepare(config, progress)
+    print_build(manifest, config.output_path)
+
+
+def _config(parsed: argparse.Namespace) -> PrepareConfig:
+    # After --fasta a b, argparse takes key=value for one more path.
+    fasta = [path for path in parsed.fasta or () if "=" not in path or Path(path).exists()]
+    overrides = [*parsed.overrides, *(path for path in parsed.fasta or () if path not in fasta)]
+    if bool(parsed.config) == bool(fasta):
+        raise DataError("give either --config NAME.yaml or --fasta PATH ... --to DIR; see launch/prepare.py --help.")
+    if parsed.config:
+        given = {"output": parsed.to} if parsed.to else {}
+        return load_prepare_config(find_config(parsed.config), overrides, **given)
+    if not parsed.to:
+        raise DataError("--fasta needs --to DIR, the directory to make.")
+    name = Path(parsed.to).name
+    return load_prepare_config(None, overrides, name=name, output=parsed.to, sources=_named(fasta))
+
+
+def _named(paths: Sequence[str]) -> list[dict[str, str]]:
+    """One source per path, named after it; a name that occurs twice gets a number."""
+    sources: list[dict[str, str]] = []
+    for path in paths:
+        name = Path(path).name.removesuffix(".gz").rpartition(".")[0] or Path(path).name
+        taken = {source["name"] for source in sources}
+        sources.append({"name": name if name not in taken else f"{name}-{len(sources) + 1}", "path": path})
+    return sources
+
+
+def _directory(command: str, arguments: Sequence[str]) -> Path:
+    parser = argparse.ArgumentParser(prog=f"prepare.py {command}")
+    parser.add_argument("directory", type=Path, help="a corpus directory")
+    return parser.parse_args(arguments).directory
+
+
+def verify_command(arguments: Sequence[str]) -> None:
+    """Checks every byte of a corpus; the exit code says whether it is intact."""
+    report = verify(_directory("verify", arguments))
+    if not report.intact:
+        for problem in report.problems[1:]:
+            print(f"error: {problem}", file=sys.stderr)
+        raise DataError(report.problems[0])
+    print(
+        f"{report.path}: intact; {report.sequences:,} sequences, {report.nucleotides:,} nucleotides in "
+        f"{report.blocks:,} blocks of {report.shards:,} shards, {report.bytes / 1e6:,.1f} MB"
+    )
+
+
+def describe_command(arguments: Sequence[str]) -> None:
+    """Prints what a corpus holds: splits, sources, lengths, RNA types."""
+    print_description(_directory("describe", arguments))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"verify": verify_command, "describe": describe_command}
+
+
+@main_guard
+def main(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+    else:
+        build_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""Pretrain a model: `deepspeed launch/pretrain.py --config rinalmo.yaml [section.key=value ...]`.
+
+The same script runs under `torchrun`, `srun` and plain `python`. Exit code 0: the budget is used up; 75: stopped and
+saved, start the same command again; 2: a sentence on stderr says what to mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # launch/ itself would shadow the package `pretrain`
+
+from launch.cli import main_guard  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a recipe: a path, or a name in configs/")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers; not needed")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    arguments = parser.parse_args()
+
+    from pretrain import distributed, recipe
+    from pretrain.signals import StopRequest
+    from pretrain.trainer import Trainer
+
+    try:
+        settings = recipe.load(arguments.config, arguments.overrides)
+    except distributed.USER_ERRORS as error:  # every rank reads the same recipe: one of them tells
+        if distributed.rank_of_environment() > 0:
+            raise distributed.OtherRankFailed(str(error)) from error
+        raise
+    stop = StopRequest()
+    world = distributed.start(settings.compute.threads)
+    code = Trainer(settings, world, stop).run()
+    distributed.finish()
+    return code
+
+
+if __name__ == "__main__":
+    code = main_guard(main)()
+    # Not sys.exit: after a failure the process group still stands, and gloo may abort while Python takes it down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,43 @@
+"""Reading a checkpoint of unknown origin: which model is it, and in whose layout?
+
+Knows no names of tensors; each model's layout file recognises its own. Does not download: a path only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.errors import ModelError
+from models.layouts import rinalmo
+from models.layouts.reading import read_json, read_tensors
+
+LAYOUTS = {"rinalmo": rinalmo}  # our name of the model -> its layout file
+
+
+def read_checkpoint(path: Path | str) -> tuple[str, Any, dict[str, Tensor]]:
+    """(model name, configuration, state) of a MultiMolecule directory, or of a file in the authors' layout.
+
+    A directory is told by `model_type` in its config.json, a `.pt`, `.pth` or `.safetensors` file by the names of its
+    tensors. Raises ModelError if there is nothing to read, reading would run code, or no model of ours fits.
+    """
+    path = Path(path)
+    if path.is_dir():
+        model_type = read_json(path / "config.json").get("model_type")
+        for name, layout in LAYOUTS.items():
+            if model_type == layout.MODEL_TYPE:
+                return name, *layout.from_multimolecule(path)
+        known = ", ".join(layout.MODEL_TYPE for layout in LAYOUTS.values())
+        raise ModelError(
+            f"{path / 'config.json'}: model_type is {model_type!r}; the types that can be read are {known}"
+        )
+    state = read_tensors(path)
+    for name, layout in LAYOUTS.items():
+        if layout.recognises_original(set(state)):
+            return name, *layout.from_original(state, source=str(path))
+    raise ModelError(
+        f"{path} holds {len(state)} tensors ({', '.join(sorted(state)[:3])}, ...) that fit none of the original layouts"
+        f" of {', '.join(LAYOUTS)}"
+    )

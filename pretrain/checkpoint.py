@@ -1,0 +1,334 @@
+"""Checkpoints that do not depend on ranks or ZeRO stage, without pickle, complete or absent.
+
+A checkpoint is a directory `step-00001200/` with `checkpoint.json`, the run's `recipe.yaml`, and one safetensors file
+per rank that wrote it. A file holds fragments: the key `exp_avg|blocks.0.attn.out.weight|4096` is the part of that
+tensor, flattened, that begins at place 4096. Any number of ranks at any stage reads just the fragments it needs.
+
+Every rank writes what it owns, without communication; rank 0 then writes the manifest with the files' hashes and
+renames the directory into place. A crash at any moment leaves the old checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.distributed import World
+from pretrain.engine import STATE_KINDS, Engine, Fragment
+from pretrain.errors import PretrainError
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+RECIPE = "recipe.yaml"
+WEIGHT = "weight"
+log = logging.getLogger("rnafoundry")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything besides weights and optimizer that resuming needs."""
+
+    step: int  # steps done
+    fingerprint: str  # of the corpus
+    sequences: int = 0
+    nucleotides: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0  # of training, over all sessions of the run
+    skipped_steps: int = 0  # steps whose gradient was not finite
+    optimizer_steps: int = 0
+    tracker: dict[str, str] = field(default_factory=dict)  # ids of external trackers, so that a resumed run is one run
+
+
+def save(directory: Path, engine: Engine, progress: Progress, recipe_yaml: str, world: World) -> Path:
+    """Write `directory/step-NNNNNNNN`, all ranks together; returns its path.
+
+    Raises PretrainError on every rank, leaving older checkpoints and no partial one, when any rank cannot write.
+    """
+    final = directory / f"step-{progress.step:08d}"
+    partial = directory / f".{final.name}.partial"
+    progress.optimizer_steps = engine.optimizer_steps
+    world.together(lambda: _prepare(directory, partial) if world.first else None)
+    try:
+        files = world.gather(world.together(lambda: _write_share(partial, engine, world)))
+        manifest = {
+            "format": FORMAT,
+            "progress": asdict(progress),
+            "shapes": {name: list(shape) for name, shape in engine.shapes.items()},
+            "written_by": {"ranks": world.ranks, "zero_stage": engine.stage},
+            "files": files,
+        }
+        world.together(lambda: _publish(partial, final, manifest, recipe_yaml) if world.first else None)
+    except BaseException:
+        if world.first:
+            _remove(partial)
+        raise
+    return final
+
+
+def _prepare(directory: Path, partial: Path) -> None:
+    try:
+        _remove(partial)
+        directory.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise _unwritable(partial, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> PretrainError:
+    return PretrainError(
+        f"the checkpoint {path} cannot be written ({error}); earlier checkpoints are untouched: free disk space or "
+        "mend the directory, and start the same command again"
+    )
+
+
+def _write_share(partial: Path, engine: Engine, world: World) -> dict[str, Any]:
+    """This rank's file; returns its manifest entry."""
+    tensors: dict[str, Tensor] = {}
+    for part in _owned(engine, world):
+        for kind, values in ((WEIGHT, part.master), *part.states.items()):
+            tensors[f"{kind}|{part.name}|{part.start}"] = values.detach().to("cpu", torch.float32, copy=True)
+    path = partial / f"state-{world.rank:05d}-of-{world.ranks:05d}.safetensors"
+    try:
+        save_file(tensors, path)
+        _sync(path)
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _owned(engine: Engine, world: World) -> Iterator[Fragment]:
+    """Fragments that this rank writes. Where every rank holds everything, each writes an equal part of the whole."""
+    if engine.stage > 0:
+        yield from engine.fragments()
+        return
+    total = sum(fragment.master.numel() for fragment in engine.fragments())
+    low, high = total * world.rank // world.ranks, total * (world.rank + 1) // world.ranks
+    passed = 0
+    for fragment in engine.fragments():
+        n = fragment.master.numel()
+        a, b = max(low - passed, 0), min(high - passed, n)
+        passed += n
+        if a < b:
+            states = {kind: values[a:b] for kind, values in fragment.states.items()}
+            yield Fragment(fragment.name, a, fragment.master[a:b], states)
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any], recipe_yaml: str) -> None:
+    """Write the manifest and rename into place, durably. A checkpoint of the same step (it was damaged) is replaced."""
+    try:
+        _write_text(partial / RECIPE, recipe_yaml)
+        _write_text(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        _sync(partial)
+        _remove(final)
+        partial.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+
+
+class Checkpoint:
+    """A complete checkpoint on disk. Opening checks the manifest and that every file is there with its size.
+
+    Raises PretrainError with a sentence when it is not complete; ``verify`` checks the content too.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        manifest = self._read_manifest()
+        self.progress = Progress(**manifest["progress"])
+        self.shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+        self.written_by = manifest["written_by"]
+        self.files: list[dict[str, Any]] = manifest["files"]
+        for file in self.files:
+            found = path / file["name"]
+            if not found.is_file():
+                raise PretrainError(f"the checkpoint {path} lacks its file {file['name']}; use another checkpoint")
+            if found.stat().st_size != file["bytes"]:
+                raise PretrainError(
+                    f"{found} has {found.stat().st_size} bytes, but {MANIFEST} says {file['bytes']}; use "
+                    "another checkpoint"
+                )
+        self._index: dict[tuple[str, str], list[tuple[int, str]]] | None = None
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        if not path.is_file():
+            raise PretrainError(
+                f"{self.path} is not a complete checkpoint: it has no {MANIFEST}; use another checkpoint"
+            )
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text())
+            found = manifest["format"]
+            complete = {"progress", "shapes", "written_by", "files"} <= manifest.keys()
+        except (ValueError, KeyError, TypeError) as error:
+            raise PretrainError(f"{path} is damaged ({error}); use another checkpoint") from error
+        if found != FORMAT or not complete:
+            raise PretrainError(f"{path} has format {found}, but this version reads format {FORMAT}")
+        return manifest
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / RECIPE
+
+    def verify(self, world: World | None = None) -> None:
+        """Compare every file with its hash; with a world, each rank takes its share of the files."""
+
+        def mine() -> None:
+            first, apart = (world.rank, world.ranks) if world else (0, 1)
+            for file in self.files[first::apart]:
+                if _sha256(self.path / file["name"]) != file["sha256"]:
+                    raise PretrainError(
+                        f"{self.path / file['name']} is damaged: its content does not match its hash; use "
+                        "another checkpoint"
+                    )
+
+        world.together(mine) if world else mine()
+
+    def read(self, kind: str, name: str, start: int, n: int) -> Tensor:
+        """[n] fp32: places [start, start + n) of the flattened tensor ``kind`` of parameter ``name``."""
+        if self._index is None:
+            self._index = self._fragment_index()
+        pieces = self._index.get((kind, name))
+        if not pieces:
+            raise PretrainError(f"the checkpoint {self.path} has no {kind} of {name}; it belongs to another model")
+        result, filled = torch.empty(n, dtype=torch.float32), 0
+        at = bisect.bisect_right([begin for begin, _ in pieces], start) - 1
+        while filled < n:
+            if at >= len(pieces):
+                raise PretrainError(f"the checkpoint {self.path} holds {kind} of {name} only in part")
+            begin, file = pieces[at]
+            with safe_open(self.path / file, framework="pt") as opened:
+                fragment = opened.get_slice(f"{kind}|{name}|{begin}")
+                size = fragment.get_shape()[0]
+                a = start + filled - begin
+                b = min(size, start + n - begin)
+                if a < b:
+                    result[filled : filled + b - a] = fragment[a:b]
+                    filled += b - a
+            at += 1
+        return result
+
+    def _fragment_index(self) -> dict[tuple[str, str], list[tuple[int, str]]]:
+        """(kind, parameter) -> its fragments, ascending by place: (place, file name)."""
+        index: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for file in self.files:
+            try:
+                with safe_open(self.path / file["name"], framework="pt") as opened:
+                    keys = list(opened.keys())
+            except SafetensorError as error:
+                raise PretrainError(
+                    f"{self.path / file['name']} is damaged ({error}); use another checkpoint"
+                ) from error
+            for key in keys:
+                kind, name, start = key.split("|")
+                index.setdefault((kind, name), []).append((int(start), file["name"]))
+        for pieces in index.values():
+            pieces.sort()
+        return index
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter, whole, in fp32."""
+        return {
+            name: self.read(WEIGHT, name, 0, int(torch.Size(shape).numel())).reshape(shape)
+            for name, shape in self.shapes.items()
+        }
+
+    def restore(self, engine: Engine) -> None:
+        """Put masters, optimizer state and step count into ``engine``, whose model already has these weights."""
+        for fragment in engine.fragments():
+            n = fragment.master.numel()
+            fragment.master.copy_(self.read(WEIGHT, fragment.name, fragment.start, n))
+            for kind in STATE_KINDS:
+                fragment.states[kind].copy_(self.read(kind, fragment.name, fragment.start, n))
+        engine.optimizer_steps = self.progress.optimizer_steps
+
+
+def is_step_directory(path: Path) -> bool:
+    """Whether ``path`` is named like a checkpoint, complete or not."""
+    return path.is_dir() and re.fullmatch(r"step-\d+", path.name) is not None
+
+
+def steps_on_disk(directory: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything that is named like a checkpoint, newest first."""
+    found = []
+    for path in directory.glob("step-*"):
+        if is_step_directory(path):
+            found.append((int(path.name.removeprefix("step-")), path))
+    return sorted(found, reverse=True)
+
+
+def newest(directory: Path) -> Checkpoint | None:
+    """The newest complete checkpoint; incomplete ones are passed over with a warning. None if there is none at all.
+
+    Raises PretrainError when there are checkpoints but not one is complete: training must not restart from zero unseen.
+    """
+    problems = []
+    for _, path in steps_on_disk(directory):
+        try:
+            return Checkpoint(path)
+        except PretrainError as error:
+            log.warning("passing over a checkpoint: %s", error)
+            problems.append(str(error))
+    if problems:
+        raise PretrainError(
+            f"no checkpoint in {directory} is complete ({problems[0]}); to start over, remove the directory or choose "
+            "another run.name"
+        )
+    return None
+
+
+def rotate(directory: Path, keep: int, permanent_every: int | None) -> None:
+    """Remove all but the ``keep`` newest complete checkpoints and the permanent ones, and what a killed save left."""
+    for leftover in directory.glob(".step-*.partial"):
+        _remove(leftover)
+    for step, path in steps_on_disk(directory)[keep:]:
+        if permanent_every is None or step % permanent_every != 0:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory such that a kill in between cannot leave something that looks complete."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    """`hashlib.file_digest` for Python 3.10."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

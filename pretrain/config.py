@@ -1,0 +1,121 @@
+"""The recipe: every key a run understands, with its default and what it does.
+
+A recipe file is YAML with these sections; `model` and `objective` are checked against the dataclass of the model and
+objective that their `name` selects (pretrain/recipe.py). Defaults here are ours; published numbers stand in configs/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING  # the run directory is directory/name; the recipe file's name unless given
+    directory: str = "runs"
+    seed: int = 42  # decides initial weights, order, crops, masks and dropout
+    resume: str = "auto"  # auto: continue the newest complete checkpoint; never: refuse if the run exists; or a path
+
+
+@dataclass
+class DataConfig:
+    corpus: str = MISSING  # a directory made by launch/prepare.py
+    allow_changed: bool = False  # resume although the corpus is not the one the checkpoint was trained on
+
+
+@dataclass
+class BatchConfig:
+    sequences: int = MISSING  # per global batch, whatever the number of ranks
+    tokens_per_micro_batch: int = 16384  # memory against speed; never changes the result
+
+
+@dataclass
+class BudgetConfig:
+    """Exactly one of the two."""
+
+    steps: int | None = None
+    epochs: float | None = None  # passes over the training split; rounded up to whole steps
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW."""
+
+    learning_rate: float = MISSING  # the peak of the schedule
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # on parameters with two or more dimensions
+    gradient_clipping: float = 1.0  # global norm; 0 switches it off
+    stop_after_skipped: int = 50  # steps in a row whose gradient is not finite
+
+
+@dataclass
+class ScheduleConfig:
+    """Linear warm-up from warmup_start to the peak, then `name`. Values are learning rates and optimizer steps."""
+
+    name: str = "cosine"  # cosine (down to `minimum`, which then stays) or constant
+    warmup_steps: int = 0
+    warmup_start: float = 0.0
+    minimum: float = 0.0
+    decay_steps: int | None = None  # length of the cosine after the warm-up; the rest of the budget unless given
+
+
+@dataclass
+class ComputeConfig:
+    precision: str = "fp32"  # fp32; bf16 (bf16 weights, fp32 masters, ZeRO 1-3); bf16_autocast (fp32 weights)
+    compile: bool = False  # torch.compile
+    threads: int | None = None  # CPU threads per rank; cores / ranks on this node unless given
+    prefetch_steps: int = 3  # steps the loader thread works ahead
+    peak_tflops: float | None = None  # dense peak per device for MFU; known for common GPUs
+
+
+@dataclass
+class DeepSpeedConfig:
+    zero_stage: int = 0
+    config: dict[str, Any] = field(default_factory=dict)  # any further DeepSpeed keys, passed through
+
+
+@dataclass
+class ValidationConfig:
+    every_steps: int = 1000  # 0: only at the end
+    sequences: int = 4096  # of the validation split, always the same ones with the same masks; 0 switches it off
+    baselines: bool = True  # also report letter frequencies and an order-2 Markov model of the training split
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000  # 0: only at the end and when stopped
+    every_minutes: float | None = None  # additionally, by the clock
+    keep: int = 3  # newest ones kept
+    permanent_every_steps: int | None = None  # checkpoints at multiples of this are never removed
+
+
+@dataclass
+class TrackingConfig:
+    log_every_steps: int = 10
+    wandb: str = "disabled"  # disabled, offline or online
+    wandb_project: str = "rnafoundry"
+    tensorboard: bool = False
+
+
+@dataclass
+class Recipe:
+    """A whole run. `model` and `objective` hold dataclasses of the chosen model and objective once resolved."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: Any = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: Any = MISSING
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init_from: str | None = None  # start from released weights: a checkpoint of ours, a directory, a file or a hub id

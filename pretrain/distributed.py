@@ -1,0 +1,164 @@
+"""Processes: who this rank is, under any launcher, and the few collectives that the loop itself uses.
+
+Works under `deepspeed`, `torchrun`, `srun` and plain `python`. What DeepSpeed does not do by itself on a CPU is done
+here (facts: specs deepspeed 0, 2): no JIT build of an unused op, threads per rank, a free port, a clean process end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from data.errors import DataError
+from models.errors import ModelError
+from pretrain.errors import PretrainError
+
+USER_ERRORS = (DataError, ModelError, PretrainError)
+T = TypeVar("T")
+
+
+class OtherRankFailed(PretrainError):
+    """Another rank reports the reason; this one only has to end with the same exit code."""
+
+    told_elsewhere = True
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over all ranks, exact for counts up to 2**53."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.ranks > 1:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """A picklable value of every rank, in rank order, on every rank."""
+        if self.ranks == 1:
+            return [value]
+        values: list[T] = [value] * self.ranks
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on every rank; if it fails with a user's error on any, all ranks fail and one tells why."""
+        problem, result = None, None
+        try:
+            result = work()
+        except USER_ERRORS as error:
+            problem = error
+        problems = self.gather(str(problem) if problem else None)
+        failed = [(rank, text) for rank, text in enumerate(problems) if text is not None]
+        if not failed:
+            return result  # type: ignore[return-value]
+        if failed[0][0] != self.rank:
+            raise OtherRankFailed(failed[0][1])
+        raise problem  # type: ignore[misc]
+
+    def barrier(self) -> None:
+        if self.ranks > 1:
+            dist.barrier()
+
+
+def start(threads: int | None) -> World:
+    """Join the other ranks. ``threads``: CPU threads of this rank; the node's cores over its ranks unless given."""
+    on_gpu = torch.cuda.is_available()
+    _fill_environment()
+    local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), _local_ranks()
+    torch.set_num_threads(threads or _threads(local_ranks))
+    import_deepspeed(on_gpu)
+    import deepspeed
+
+    if on_gpu:
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, local_ranks, device)
+
+
+def import_deepspeed(on_gpu: bool) -> None:
+    """Import DeepSpeed quietly, and without its CPU shared-memory op: half a minute of compiling, for nothing used."""
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed.*")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as compatible_ops
+
+    compatible_ops["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+
+
+def finish() -> None:
+    """Leave the process group. Without the barrier gloo aborts now and then at exit although all went well."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def rank_of_environment() -> int:
+    """This process's rank before any process group exists."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def _fill_environment() -> None:
+    """RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous address, for launchers that do not set them."""
+    environment = os.environ
+    if "RANK" not in environment and "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+        environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_JOB_NODELIST"]))
+        # Every task computes the same port, and two jobs on one node get different ones.
+        environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
+    if "RANK" not in environment:
+        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        environment["MASTER_PORT"] = str(free_port())
+    environment.setdefault("LOCAL_RANK", "0")
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list such as `gpu[03-05,09],login1`."""
+    bracketed = re.match(r"([^,\[]+)\[(\d+)", nodes)
+    return bracketed.group(1) + bracketed.group(2) if bracketed else nodes.split(",")[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _local_ranks() -> int:
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
+def _threads(local_ranks: int) -> int:
+    """Cores per rank, unless OMP_NUM_THREADS says otherwise: two ranks with all cores each run ten times slower."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"])
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks)

@@ -1,0 +1,109 @@
+"""The weights a run starts from: drawn from the seed, or taken from a release (`init_from`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data import randomness
+from models import MODELS
+from pretrain import checkpoint, recipe
+from pretrain.config import Recipe
+from pretrain.estimate import cost_of
+from pretrain.errors import PretrainError
+
+log = logging.getLogger("rnafoundry")
+
+
+def build_model(settings: Recipe) -> nn.Module:
+    """The recipe's model in fp32 on the CPU, initialised from the seed alone: the same on every rank and machine."""
+    _, model_class = MODELS[recipe.model_name(settings)]
+    torch.manual_seed(randomness.key(settings.run.seed, "weights"))
+    model: nn.Module = model_class(settings.model)
+    return model
+
+
+def load_initial(model: nn.Module, settings: Recipe) -> str:
+    """Load `init_from` into ``model``; returns a sentence on what was loaded.
+
+    Accepts a run directory or a checkpoint of ours, a directory in MultiMolecule/Hugging Face layout, a file in the
+    original layout, or a hub id. Raises PretrainError when it holds another model or other sizes.
+    """
+    assert settings.init_from is not None
+    name, config, state = read_weights(settings.init_from)
+    wanted = recipe.model_name(settings)
+    if name != wanted:
+        raise PretrainError(f"init_from={settings.init_from} holds a {name} model, but the recipe trains {wanted}")
+    _require_same_sizes(settings.model, config, settings.init_from)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if hasattr(settings.model, "ffn_pad_to"):
+        state = cost_of(settings).add_padding(state, settings.model)
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if found != expected:
+        key = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+        raise PretrainError(
+            f"init_from={settings.init_from}: tensor {key} has shape {found.get(key)}, but the recipe's model has "
+            f"{expected.get(key)}; choose the model.size of that checkpoint"
+        )
+    model.load_state_dict(state)
+    return f"initial weights from {settings.init_from}"
+
+
+def read_weights(source: str) -> tuple[str, Any, dict[str, Tensor]]:
+    """(model name, model config, state without feed-forward padding) from anything `init_from` accepts."""
+    from models.layouts.reading import read_checkpoint
+
+    path = Path(source)
+    own = own_checkpoint(path)
+    if own is not None:
+        settings = recipe.read_resolved(own.recipe_path)
+        own.verify()
+        return recipe.model_name(settings), settings.model, unpadded(settings, own.weights())
+    if path.exists():
+        return read_checkpoint(path)
+    return read_checkpoint(_from_hub(source))
+
+
+def own_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint that ``path`` is, or the newest one of the run directory that ``path`` is; else None."""
+    if (path / checkpoint.MANIFEST).is_file() or checkpoint.is_step_directory(path):
+        return checkpoint.Checkpoint(path)
+    if (path / "checkpoints").is_dir():
+        found = checkpoint.newest(path / "checkpoints")
+        if found is None:
+            raise PretrainError(f"the run {path} has no checkpoint yet; let it train until it has saved one")
+        return found
+    return None
+
+
+def unpadded(settings: Recipe, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A training state in the shapes that are published."""
+    return cost_of(settings).strip_padding(state, settings.model) if hasattr(settings.model, "ffn_pad_to") else state
+
+
+def _require_same_sizes(ours: Any, theirs: Any, source: str) -> None:
+    for key in ("layers", "width", "heads", "ffn", "vocab"):
+        if getattr(ours, key) != getattr(theirs, key):
+            raise PretrainError(
+                f"init_from={source} has model.{key} = {getattr(theirs, key)}, but the recipe has {getattr(ours, key)}"
+                "; choose the model.size of that checkpoint"
+            )
+
+
+def _from_hub(repository: str) -> Path:
+    """A local snapshot of a hub repository (weights, configuration and vocabulary only)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "vocab.txt", "*.pt"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise PretrainError(
+            f"init_from={repository} is no file or directory here, and cannot be had from the hub as a repository "
+            f"({type(error).__name__}); give a path, or check the id and the connection"
+        ) from error

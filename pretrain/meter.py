@@ -1,0 +1,68 @@
+"""Sums over the steps since the last log line, and the record made of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.loader import Step
+from pretrain.distributed import World
+from pretrain.validation import perplexity
+
+
+class Meter:
+    """Loss and counts stay on the device until a record is asked for, so that logging less means waiting less."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self._reset()
+
+    def _reset(self) -> None:
+        self._nats = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._correct = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._weight = self._tokens = self._padded = self._flops = 0.0
+        self._nucleotides = self._steps = 0
+        self._began = time.perf_counter()
+
+    def micro_batch(self, nats: Tensor, correct: Tensor, weight: int, tokens: int, padded: int, flops: float) -> None:
+        """One micro-batch of this rank; ``padded`` is the number of tokens its kernel computes on."""
+        self._nats += nats.detach()
+        self._correct += correct
+        self._weight += weight
+        self._tokens += tokens
+        self._padded += padded
+        self._flops += flops
+
+    def step(self, step: Step) -> None:
+        self._nucleotides += step.nucleotides
+        self._steps += 1
+
+    def record(self, peak_flops: float | None) -> tuple[dict[str, Any], float, float]:
+        """(record over the steps since the last one, FLOPs and seconds of them). All ranks together."""
+        mine = [float(self._nats), float(self._correct), self._weight, self._tokens, self._padded, self._flops]
+        nats, correct, weight, tokens, padded, flops = self.world.sum(mine)
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        record = {
+            "loss": nats / max(weight, 1.0),
+            "perplexity": perplexity(nats, weight),
+            "accuracy": correct / max(weight, 1.0),
+            "targets": int(weight),
+            "nucleotides_per_second": self._nucleotides / seconds,
+            "tokens_per_second": tokens / seconds,
+            "tflops_per_device": flops / seconds / self.world.ranks / 1e12,
+            "mfu": flops / seconds / self.world.ranks / peak_flops if peak_flops else None,
+            "padding": 1.0 - tokens / max(padded, 1.0),
+            "seconds_per_step": seconds / max(self._steps, 1),
+        }
+        self._reset()
+        return record, flops, seconds
+
+    def pause(self) -> float:
+        """A moment to give back to ``resume`` around work that is not training (validation, saving)."""
+        return time.perf_counter()
+
+    def resume(self, since: float) -> None:
+        self._began += time.perf_counter() - since

@@ -1,0 +1,13 @@
+"""What a model is trained to do. One file per objective.
+
+An objective has `token_lengths` (what a sequence costs), `collate` (letters and keys -> micro-batch, in numpy, on the
+loader's thread) and `loss` (model, micro-batch -> sum over targets, counts). A micro-batch has `weight`: the loop
+divides the summed loss of a step by the summed weight of the whole global batch, once.
+"""
+
+from typing import Any
+
+from pretrain.objectives.mlm import MLM, MLMConfig
+
+# name in recipes -> (config class, objective class)
+OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {"mlm": (MLMConfig, MLM)}

@@ -1,0 +1,216 @@
+"""BERT-style masked language modelling on packed nucleotide sequences.
+
+Of every sequence's tokens 15 % are selected; of those 80 % become `<mask>`, 10 % another random letter, 10 % stay. The
+loss is cross-entropy at the selected tokens only. Crops and masks are a pure function of the sample's key and the
+token's place in its row (data/order.py gives the keys). RiNALMo's numbers and what is unknown: specs rinalmo 3.4, 4, 6.
+
+A row is `<cls>` letters `<eos>`. A row longer than max_tokens is cut to a random window of it, so a fragment lacks
+`<cls>` or `<eos>` where it was cut and the model sees that it is a fragment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import randomness
+from data.alphabet import ALPHABETS, NUCLEOTIDES
+from pretrain.errors import PretrainError
+
+CLS_CODE, EOS_CODE = 1, 2  # ASCII control codes that stand for the special tokens while rows are put together
+
+
+@dataclass
+class MLMConfig:
+    name: str = "mlm"
+    alphabet: str = "rinalmo"  # vocabulary, see data/alphabet.py
+    max_tokens: int = 1024  # per sequence, `<cls>` and `<eos>` included
+    masked_fraction: float = 0.15  # of eligible tokens
+    mask_share: float = 0.8  # of selected tokens: becomes `<mask>`
+    random_share: float = 0.1  # of selected tokens: becomes a random letter; the rest stays as it is
+    exact_count: bool = False  # exactly masked_fraction of each sequence, instead of each token on its own
+    eligible: str = "letters"  # letters: all but special tokens; nucleotides: only A, C, G and U
+    random_letters: str = NUCLEOTIDES  # the pool of random letters
+    random_differs: bool = True  # a random letter is never the original one
+
+
+@dataclass
+class MaskedBatch:
+    """Packed rows. T tokens, B sequences, M targets. `weight` is what the loss of this micro-batch counts for: M."""
+
+    tokens: Tensor  # [T] int64, corrupted
+    cu_seqlens: Tensor  # [B + 1] int32
+    positions: Tensor  # [T] int64, from 0 in every sequence
+    target_index: Tensor  # [M] int64, places in `tokens`
+    targets: Tensor  # [M] int64, original ids
+    max_seqlen: int
+    lengths: npt.NDArray[np.int64]  # [B]
+    target_sample: npt.NDArray[np.int64]  # [M] which sequence of the micro-batch
+    target_nucleotide: npt.NDArray[np.int64]  # [M] which nucleotide of the uncropped sequence
+
+    @property
+    def weight(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> MaskedBatch:
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: getattr(self, name).pin_memory().to(device, non_blocking=True)
+            for name in ("tokens", "cu_seqlens", "positions", "target_index", "targets")
+        }
+        return MaskedBatch(**{**self.__dict__, **moved})
+
+
+class MLM:
+    """The objective: rows and targets out of letters (`collate`), and the loss of a model on them (`loss`)."""
+
+    def __init__(self, config: MLMConfig):
+        _check(config)
+        self.config = config
+        self.alphabet = ALPHABETS[config.alphabet]
+        ids = self.alphabet.ids
+        self._mask_id = ids[self.alphabet.mask]
+        self._lookup = self.alphabet.lookup.astype(np.int64)
+        self._lookup[CLS_CODE], self._lookup[EOS_CODE] = ids[self.alphabet.cls], ids[self.alphabet.eos]
+        self.nucleotide_ids = np.array([self.alphabet.letter_id(letter) for letter in NUCLEOTIDES])
+        self._eligible = np.zeros(len(self.alphabet), dtype=bool)
+        if config.eligible == "nucleotides":
+            self._eligible[self.nucleotide_ids] = True
+        else:
+            self._eligible[:] = [not token.startswith("<") for token in self.alphabet.tokens]
+        self._pool = np.array([self.alphabet.letter_id(letter) for letter in config.random_letters])
+        self._pool_place = np.full(len(self.alphabet), -1)
+        self._pool_place[self._pool] = np.arange(len(self._pool))
+
+    def token_lengths(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[n] tokens that sequences of these lengths cost: `<cls>`, letters, `<eos>`, at most max_tokens."""
+        return np.minimum(nucleotides + 2, self.config.max_tokens)
+
+    def collate(self, letters: list[npt.NDArray[np.uint8]], keys: npt.NDArray[np.uint64]) -> MaskedBatch:
+        """A micro-batch from ASCII sequences and one key each. Empty lists give one row without targets."""
+        if not letters:
+            row = np.array([CLS_CODE, EOS_CODE], dtype=np.uint8)
+            return self._batch([row], np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint64))
+        starts = self._crop_starts(np.array([len(sequence) for sequence in letters]), keys)
+        cls, eos = np.array([CLS_CODE], np.uint8), np.array([EOS_CODE], np.uint8)
+        pieces, lengths = [], self.token_lengths(np.array([len(sequence) for sequence in letters]))
+        for sequence, start, length in zip(letters, starts.tolist(), lengths.tolist(), strict=True):
+            stop = start + length  # the window [start, stop) of the row `<cls>` sequence `<eos>`
+            row = [sequence[max(start - 1, 0) : stop - 1]]
+            if start == 0:
+                row.insert(0, cls)
+            if stop == len(sequence) + 2:
+                row.append(eos)
+            pieces.append(np.concatenate(row))
+        return self._batch(pieces, starts, keys)
+
+    def _crop_starts(self, nucleotides: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        room = np.maximum(nucleotides + 2 - self.config.max_tokens, 0)
+        draws = randomness.bits(randomness.keys(randomness.key("crop"), keys), np.zeros(len(keys)))
+        return randomness.below(draws, room + 1)
+
+    def _batch(
+        self, rows: list[npt.NDArray[np.uint8]], starts: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
+    ) -> MaskedBatch:
+        lengths = np.array([len(row) for row in rows])
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+        original = self._lookup[np.concatenate(rows)]
+        sample = np.repeat(np.arange(len(rows)), lengths)
+        positions = np.arange(len(original)) - cu_seqlens[sample]
+        corrupted, chosen = original.copy(), np.zeros(0, dtype=np.int64)
+        if len(keys):
+            chosen = self._select(original, sample, positions, keys)
+            corrupted[chosen] = self._replace(original[chosen], positions[chosen], keys[sample[chosen]])
+        return MaskedBatch(
+            tokens=torch.from_numpy(corrupted),
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            positions=torch.from_numpy(positions),
+            target_index=torch.from_numpy(chosen),
+            targets=torch.from_numpy(original[chosen]),
+            max_seqlen=int(lengths.max()),
+            lengths=lengths,
+            target_sample=sample[chosen],
+            target_nucleotide=positions[chosen] + starts[sample[chosen]] - 1,
+        )
+
+    def _select(
+        self,
+        tokens: npt.NDArray[np.int64],
+        sample: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.uint64],
+    ) -> npt.NDArray[np.int64]:
+        """Places of the selected tokens, ascending."""
+        eligible = np.flatnonzero(self._eligible[tokens])
+        draws = randomness.uniform(
+            randomness.keys(randomness.key("select"), keys)[sample[eligible]], positions[eligible]
+        )
+        if not self.config.exact_count:
+            return eligible[draws < self.config.masked_fraction]
+        # The k smallest draws of each sequence, k = fraction * eligible rounded up or down at random, so that short
+        # sequences keep the rate too.
+        per_sample = np.bincount(sample[eligible], minlength=len(keys))
+        rounding = randomness.uniform(randomness.keys(randomness.key("rounding"), keys), np.zeros(len(keys)))
+        quota = np.floor(per_sample * self.config.masked_fraction + rounding).astype(np.int64)
+        by_draw = np.lexsort((draws, sample[eligible]))
+        firsts = np.cumsum(per_sample) - per_sample
+        rank_in_sample = np.arange(len(eligible)) - firsts[sample[eligible][by_draw]]
+        return np.sort(eligible[by_draw[rank_in_sample < quota[sample[eligible][by_draw]]]])
+
+    def _replace(
+        self, original: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.int64]:
+        """What stands in the place of each selected token."""
+        fate = randomness.uniform(randomness.keys(randomness.key("fate"), keys), positions)
+        draws = randomness.bits(randomness.keys(randomness.key("letter"), keys), positions)
+        place, n = self._pool_place[original], len(self._pool)
+        if self.config.random_differs:
+            # One of the n - 1 places after the original, cyclically; a letter outside the pool may become any of it.
+            other = np.where(place >= 0, (place + 1 + randomness.below(draws, n - 1)) % n, randomness.below(draws, n))
+        else:
+            other = randomness.below(draws, n)
+        replaced = np.where(fate < self.config.mask_share, self._mask_id, original)
+        random = (fate >= self.config.mask_share) & (fate < self.config.mask_share + self.config.random_share)
+        return np.where(random, self._pool[other], replaced)
+
+    def logits(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
+        """[M, V] in float32, whatever the model computes in."""
+        return model(
+            tokens=batch.tokens,
+            cu_seqlens=batch.cu_seqlens,
+            positions=batch.positions,
+            max_seqlen=batch.max_seqlen,
+            target_index=batch.target_index,
+        ).float()
+
+    def loss(self, model: nn.Module, batch: MaskedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(cross-entropy summed over the targets, in nats; {"correct": number of targets predicted right})."""
+        logits = self.logits(model, batch)
+        total = F.cross_entropy(logits, batch.targets, reduction="sum")
+        return total, {"correct": (logits.detach().argmax(-1) == batch.targets).sum()}
+
+
+def _check(config: MLMConfig) -> None:
+    def refuse(key: str, found: object, expected: str) -> None:
+        raise PretrainError(f"objective.{key} is {found!r}, but must be {expected}")
+
+    if config.alphabet not in ALPHABETS:
+        refuse("alphabet", config.alphabet, f"one of {', '.join(ALPHABETS)}")
+    if config.max_tokens < 3:
+        refuse("max_tokens", config.max_tokens, "at least 3: a nucleotide between <cls> and <eos>")
+    if not 0 < config.masked_fraction <= 1:
+        refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
+    if min(config.mask_share, config.random_share) < 0 or config.mask_share + config.random_share > 1 + 1e-9:
+        refuse("mask_share", config.mask_share, "a share that together with random_share is at most 1")
+    if config.eligible not in ("letters", "nucleotides"):
+        refuse("eligible", config.eligible, "letters or nucleotides")
+    lookup = ALPHABETS[config.alphabet].lookup
+    pool = {int(lookup[ord(letter)]) for letter in config.random_letters if ord(letter) < 128}
+    if ALPHABETS[config.alphabet].ids["<unk>"] in pool or len(pool) != len(config.random_letters) or len(pool) < 2:
+        refuse("random_letters", config.random_letters, f"two or more different letters of {config.alphabet}")

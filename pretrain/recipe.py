@@ -1,0 +1,153 @@
+"""From a recipe file and `key=value` arguments to a checked, complete recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data import structured
+from models import MODELS
+from pretrain.config import Recipe
+from pretrain.errors import PretrainError
+from pretrain.objectives import OBJECTIVES
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe ``name`` (a path, or a name in configs/) with overrides laid over it.
+
+    Raises DataError, ModelError or PretrainError.
+    """
+    path = structured.find(name)
+    file = structured.read_yaml(path)
+    layers = [(str(path), file), ("the command line", structured.read_overrides(overrides))]
+    return resolve(layers, default_name=path.stem)
+
+
+def resolve(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Recipe:
+    """A complete recipe from (origin, mapping) layers, later ones winning."""
+    schema = Recipe()
+    schema.run.name = default_name
+    # `model` and `objective` have a schema of their own, known once their name is.
+    plain = [(origin, _without(layer, "model", "objective")) for origin, layer in layers]
+    recipe: Recipe = structured.merge(dataclasses.replace(schema, model=None, objective=None), plain)
+    recipe.model = _model(layers)
+    recipe.objective = _objective(layers)
+    check(recipe)
+    return recipe
+
+
+def _without(layer: DictConfig, *sections: str) -> DictConfig:
+    return OmegaConf.masked_copy(layer, [key for key in layer if key not in sections])
+
+
+def _section(layers: Sequence[tuple[str, DictConfig]], section: str) -> list[tuple[str, DictConfig]]:
+    found = []
+    for origin, layer in layers:
+        part = layer.get(section)
+        if part is None:
+            continue
+        if not OmegaConf.is_dict(part):
+            raise PretrainError(f"{origin}: {section} must be a section of keys such as {section}.name, not {part!r}")
+        found.append((origin, part))
+    return found
+
+
+def _chosen(layers: list[tuple[str, DictConfig]], section: str, known: Sequence[str]) -> str:
+    names = [part.name for _, part in layers if "name" in part]
+    if not names:
+        raise PretrainError(f"{section}.name must be given; known are {', '.join(known)}")
+    if names[-1] not in known:
+        raise PretrainError(f"{section}.name is {names[-1]!r}, but must be one of {', '.join(known)}")
+    return str(names[-1])
+
+
+def _model(layers: Sequence[tuple[str, DictConfig]]) -> Any:
+    """The model's config dataclass. `size` picks one of its named sizes, every other key overrides a field."""
+    parts = _section(layers, "model")
+    name = _chosen(parts, "model", list(MODELS))
+    config_class, _ = MODELS[name]
+    sizes = [part["size"] for _, part in parts if part.get("size") is not None]
+    start = config_class.named(str(sizes[-1])) if sizes else config_class
+    fields = [(origin, _without(part, "size", "name")) for origin, part in parts]
+    return structured.merge(start, fields, prefix="model.")
+
+
+def _objective(layers: Sequence[tuple[str, DictConfig]]) -> Any:
+    parts = _section(layers, "objective")
+    name = _chosen(parts, "objective", list(OBJECTIVES))
+    config_class, _ = OBJECTIVES[name]
+    return structured.merge(config_class(), parts, prefix="objective.")
+
+
+def model_name(recipe: Recipe) -> str:
+    return next(name for name, (config_class, _) in MODELS.items() if isinstance(recipe.model, config_class))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Every key with its value, as plain nested dictionaries."""
+    content = dataclasses.asdict(recipe)
+    content["model"] = {"name": model_name(recipe), **content["model"]}
+    return content
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """`to_dict` as YAML; reading it back gives an equal recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(recipe)))
+
+
+def read_resolved(path: Path) -> Recipe:
+    """A recipe that a run wrote with ``to_yaml``."""
+    return resolve([(str(path), structured.read_yaml(path))], default_name=path.parent.name)
+
+
+def check(recipe: Recipe) -> None:
+    """Values that are of the right type but cannot work, each with a sentence."""
+
+    def refuse(key: str, found: object, expected: str) -> None:
+        raise PretrainError(f"{key} is {found!r}, but must be {expected}")
+
+    budget = recipe.budget
+    if (budget.steps is None) == (budget.epochs is None):
+        raise PretrainError("give exactly one of budget.steps and budget.epochs (the other as null)")
+    for key, number in (("budget.steps", budget.steps), ("budget.epochs", budget.epochs)):
+        if number is not None and number <= 0:
+            refuse(key, number, "above 0")
+    positive = {
+        "batch.sequences": recipe.batch.sequences,
+        "batch.tokens_per_micro_batch": recipe.batch.tokens_per_micro_batch,
+        "tracking.log_every_steps": recipe.tracking.log_every_steps,
+        "optimizer.stop_after_skipped": recipe.optimizer.stop_after_skipped,
+        "checkpoint.keep": recipe.checkpoint.keep,
+        "compute.prefetch_steps": recipe.compute.prefetch_steps,
+        "optimizer.learning_rate": recipe.optimizer.learning_rate,
+    }
+    for key, number in positive.items():
+        if number <= 0:
+            refuse(key, number, "above 0")
+    if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
+        refuse("optimizer.betas", recipe.optimizer.betas, "two numbers in [0, 1)")
+    choices = {
+        "schedule.name": (recipe.schedule.name, ("cosine", "constant")),
+        "compute.precision": (recipe.compute.precision, ("fp32", "bf16", "bf16_autocast")),
+        "deepspeed.zero_stage": (recipe.deepspeed.zero_stage, (0, 1, 2, 3)),
+        "tracking.wandb": (recipe.tracking.wandb, ("disabled", "offline", "online")),
+    }
+    for key, (found, allowed) in choices.items():
+        if found not in allowed:
+            refuse(key, found, "one of " + ", ".join(map(str, allowed)))
+    if recipe.compute.precision == "bf16" and recipe.deepspeed.zero_stage == 0:
+        raise PretrainError(
+            "compute.precision=bf16 with deepspeed.zero_stage=0 is refused: there DeepSpeed applies an optimizer step "
+            "before training starts, so weights and Adam's step count are wrong; use stage 1 or 2 (also on one GPU)"
+        )
+    if recipe.batch.tokens_per_micro_batch < recipe.objective.max_tokens:
+        raise PretrainError(
+            f"batch.tokens_per_micro_batch = {recipe.batch.tokens_per_micro_batch} cannot hold one sequence of "
+            f"objective.max_tokens = {recipe.objective.max_tokens}; raise the first or lower the second"
+        )
+    if recipe.run.name != Path(recipe.run.name).name or recipe.run.name in ("", ".", ".."):
+        refuse("run.name", recipe.run.name, "a plain directory name; the parent goes into run.directory")

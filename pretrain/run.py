@@ -1,0 +1,149 @@
+"""The run directory: everything about a run, and the decision whether it starts or continues.
+
+runs/NAME/recipe.yaml         every key with its value (of the latest start)
+          environment.json    versions and machine (of the latest start)
+          metrics.jsonl       one record per logged step and validation
+          logs/rank-00000.log one per rank
+          checkpoints/        see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain import checkpoint, recipe
+from pretrain.config import Recipe
+from pretrain.distributed import World
+from pretrain.errors import PretrainError
+
+log = logging.getLogger("rnafoundry")
+PACKAGES = ("rnafoundry", "torch", "deepspeed", "numpy", "webdataset", "omegaconf", "safetensors", "flash-attn")
+
+
+class RunDirectory:
+    def __init__(self, settings: Recipe):
+        self.path = Path(settings.run.directory) / settings.run.name
+        self.checkpoints = self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Raises PretrainError when the directory cannot be made."""
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PretrainError(f"the run directory {self.path} cannot be made ({error}); set run.directory") from error
+
+    def start_log(self, rank: int) -> None:
+        """Log to a file of this rank; warnings of rank 0 also go to the screen."""
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+        file = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+        if rank == 0:
+            screen = logging.StreamHandler(sys.stderr)
+            screen.setLevel(logging.WARNING)
+            screen.setFormatter(logging.Formatter("warning: %(message)s"))
+            log.addHandler(screen)
+
+    def describe(self, settings: Recipe, world: World) -> None:
+        """Write recipe.yaml and environment.json."""
+        _replace(self.path / "recipe.yaml", recipe.to_yaml(settings))
+        _replace(self.path / "environment.json", json.dumps(environment(world), indent=1, sort_keys=True) + "\n")
+
+    def to_resume(self, resume: str) -> checkpoint.Checkpoint | None:
+        """The checkpoint to continue from, or None for a new run. ``resume`` is run.resume of the recipe."""
+        if resume == "auto":
+            return checkpoint.newest(self.checkpoints)
+        if resume == "never":
+            if checkpoint.steps_on_disk(self.checkpoints):
+                raise PretrainError(
+                    f"{self.path} already holds checkpoints and run.resume is never; choose another run.name, or "
+                    "continue it with run.resume=auto"
+                )
+            return None
+        return checkpoint.Checkpoint(Path(resume))
+
+
+def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint: str) -> list[str]:
+    """Refuse to continue ``found`` under a recipe that would make it another run; returns what else has changed.
+
+    Corpus, seed and global batch decide which samples a step trains on, and the model what the weights mean.
+    """
+    if found.progress.fingerprint != fingerprint and not settings.data.allow_changed:
+        raise PretrainError(
+            f"{found.path} was trained on the corpus {found.progress.fingerprint[:16]}, but {settings.data.corpus} is "
+            f"{fingerprint[:16]}; use the old corpus, or start a new run with init_from={found.path} (or, to go on "
+            "with other data under the same step numbers, data.allow_changed=true)"
+        )
+    before = recipe.read_resolved(found.recipe_path)
+    for key in ("run.seed", "batch.sequences"):
+        old, new = _value(before, key), _value(settings, key)
+        if old != new:
+            raise PretrainError(
+                f"{found.path} was trained with {key}={old}, but the recipe says {new}, which would train other "
+                f"samples in every step; keep {old}, or start a new run with init_from={found.path}"
+            )
+    old_model, new_model = recipe.to_dict(before)["model"], recipe.to_dict(settings)["model"]
+    for key in old_model.keys() | new_model.keys():
+        if key not in ("kernel", "checkpointing") and old_model.get(key) != new_model.get(key):
+            raise PretrainError(
+                f"{found.path} holds a model with model.{key}={old_model.get(key)}, but the recipe says "
+                f"{new_model.get(key)}; keep the model, or start a new run"
+            )
+    return _changes(recipe.to_dict(before), recipe.to_dict(settings))
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    lines = []
+    for section in sorted(old.keys() & new.keys()):
+        before, after = old[section], new[section]
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += [
+                f"{section}.{key}: {before.get(key)} -> {after.get(key)}"
+                for key in sorted(before.keys() | after.keys())
+                if before.get(key) != after.get(key)
+            ]
+    return lines
+
+
+def _value(settings: Recipe, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(settings, section), name)
+
+
+def environment(world: World) -> dict[str, object]:
+    """What a later reader needs to repeat a run; no user names, paths or variables of the shell."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor() or "cpu"
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": device,
+        "ranks": world.ranks,
+        "threads_per_rank": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,107 @@
+"""Where metrics go: `metrics.jsonl` always, Weights & Biases and TensorBoard by switch, and the screen.
+
+Only rank 0 tracks. A run that resumes first drops the metrics of steps it is about to repeat, so the file holds every
+step once, and stays one run in every tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import TrackingConfig
+
+Record = dict[str, Any]
+
+
+class Tracker:
+    """Writes one record per logged step or validation to every place that is switched on."""
+
+    def __init__(
+        self, directory: Path, config: TrackingConfig, run_name: str, recipe: Mapping[str, Any], ids: dict[str, str]
+    ):
+        self.ids = ids  # of external runs; kept in checkpoints
+        self._file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self._wandb = self._start_wandb(directory, config, run_name, recipe) if config.wandb != "disabled" else None
+        self._tensorboard = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+
+    def _start_wandb(self, directory: Path, config: TrackingConfig, run_name: str, recipe: Mapping[str, Any]) -> Any:
+        import wandb
+
+        self.ids.setdefault("wandb", wandb.util.generate_id())
+        return wandb.init(
+            project=config.wandb_project,
+            name=run_name,
+            id=self.ids["wandb"],
+            resume="allow",
+            mode=config.wandb,
+            dir=str(directory),
+            config=dict(recipe),
+        )
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append ``{"kind": ..., "step": ..., **values}``; numbers that are not finite become null."""
+        record = {"kind": kind, "step": step, **{key: _finite_or_none(value) for key, value in values.items()}}
+        self._file.write(json.dumps(record) + "\n")
+        numbers = dict(_flat(kind, {k: v for k, v in record.items() if k not in ("kind", "step")}))
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+        if self._tensorboard is not None:
+            for name, number in numbers.items():
+                self._tensorboard.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Nested numbers as `validation/types/rRNA/loss`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}/{key}", value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}/{key}", float(value)
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_none(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All complete records; a last line that a kill cut short is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def forget_after(directory: Path, step: int) -> None:
+    """Drop records of steps beyond ``step`` from metrics.jsonl, atomically."""
+    path = directory / "metrics.jsonl"
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)

@@ -1,0 +1,312 @@
+"""The training loop. `Trainer.run` shows one step from top to bottom; everything it calls is named for what it does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from data import randomness
+from data.index import Corpus
+from data.loader import Step, StepPlanner, prefetched
+from data.order import Order
+from pretrain import checkpoint, initialise, recipe
+from pretrain.config import Recipe
+from pretrain.console import Console, duration, quantity
+from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
+from pretrain.engine import Engine
+from pretrain.errors import PretrainError
+from pretrain.estimate import cost_of, padded_tokens, peak_flops
+from pretrain.meter import Meter
+from pretrain.objectives import OBJECTIVES
+from pretrain.references import reference_losses
+from pretrain.run import RunDirectory, require_same_run
+from pretrain.schedule import learning_rate
+from pretrain.signals import RESUBMIT, StopRequest
+from pretrain.tracking import Tracker, forget_after
+from pretrain.validation import Validation
+
+log = logging.getLogger("rnafoundry")
+DONE = 0
+
+
+class Trainer:
+    """A run on this rank: opens or resumes it, then ``run`` trains until the budget is used up or a stop is asked for.
+
+    Raises DataError, ModelError or PretrainError with one sentence; on several ranks, one of them tells it.
+    """
+
+    def __init__(self, settings: Recipe, world: World, stop: StopRequest):
+        self.settings, self.world, self.stop = settings, world, stop
+        self.directory = RunDirectory(settings)
+        world.together(self.directory.create if world.first else lambda: None)
+        self.directory.start_log(world.rank)
+        found = world.together(self._open)
+        model = world.together(lambda: self._initial_model(found))
+        self.cost = partial(cost_of(settings).flops, settings.model)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.engine = Engine(model, settings, world)
+        if found is not None:
+            found.verify(world)
+            world.together(lambda: found.restore(self.engine))
+        self.skipped_in_a_row = 0
+        self.saved_step = self.progress.step if found else -1
+        self.peak = peak_flops(settings.compute, world.device)
+        self.meter = Meter(world)
+        if world.first:
+            forget_after(self.directory.path, self.progress.step)
+            self.directory.describe(settings, world)
+            self.tracker = Tracker(
+                self.directory.path,
+                settings.tracking,
+                settings.run.name,
+                recipe.to_dict(settings),
+                self.progress.tracker,
+            )
+        self.console = Console(self.total_steps, self.progress.step, shown=world.first)
+
+    def _open(self) -> checkpoint.Checkpoint | None:
+        """Corpus, objective and order, and the checkpoint to continue from if there is one."""
+        settings, world = self.settings, self.world
+        self.corpus = Corpus.open(settings.data.corpus, "train")
+        _, objective_class = OBJECTIVES[settings.objective.name]
+        self.objective = objective_class(settings.objective)
+        if len(self.objective.alphabet) != settings.model.vocab:
+            raise PretrainError(
+                f"objective.alphabet={settings.objective.alphabet} has {len(self.objective.alphabet)} tokens, but "
+                f"model.vocab is {settings.model.vocab}; they must agree"
+            )
+        n = settings.batch.sequences
+        if world.ranks > n:
+            raise PretrainError(
+                f"{world.ranks} ranks cannot share batch.sequences={n}: some would have nothing to do; start at most "
+                f"{n} ranks or raise batch.sequences"
+            )
+        order = Order(self.corpus.block_counts, settings.run.seed, n)
+        self.planner = StepPlanner(
+            self.corpus,
+            order,
+            self.objective.collate,
+            self.objective.token_lengths,
+            settings.batch.tokens_per_micro_batch,
+            world.rank,
+            world.ranks,
+        )
+        budget = settings.budget
+        self.total_steps = budget.steps or math.ceil(budget.epochs * order.samples_per_epoch / n)
+        self.validation = None
+        if settings.validation.sequences > 0:
+            held_out = Corpus.open(settings.data.corpus, "validation")
+            if held_out.count:
+                limit = settings.batch.tokens_per_micro_batch
+                self.validation = Validation(held_out, self.objective, settings.validation.sequences, limit)
+        self.progress = checkpoint.Progress(step=0, fingerprint=self.corpus.fingerprint)
+        found = self.directory.to_resume(settings.run.resume)
+        if found is not None:
+            for change in require_same_run(found, settings, self.corpus.fingerprint):
+                log.warning("continuing with a changed recipe: %s", change)
+            self.progress = found.progress
+            self.progress.fingerprint = self.corpus.fingerprint
+        return found
+
+    def _initial_model(self, found: checkpoint.Checkpoint | None) -> torch.nn.Module:
+        model = initialise.build_model(self.settings)
+        if found is not None:
+            model.load_state_dict(found.weights())
+            self.origin = f"continuing {found.path} at step {found.progress.step}"
+        elif self.settings.init_from:
+            self.origin = initialise.load_initial(model, self.settings)
+        else:
+            self.origin = f"new weights from seed {self.settings.run.seed}"
+        return model
+
+    def run(self) -> int:
+        """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
+        world, progress = self.world, self.progress
+        self._introduce()
+        for step, problem in self._steps():
+            weight, stopping, failing, clock = world.sum(
+                [
+                    sum(batch.weight for batch in step.micro_batches) if step else 0,
+                    self.stop.requested(),
+                    problem is not None,
+                    world.first and self._clock_says_save(),
+                ]
+            )
+            if failing:
+                raise problem or OtherRankFailed("another rank could not read its data")
+            if stopping:
+                return self._stop_early()
+            if clock:
+                self._save()
+
+            assert step is not None
+            for number, batch in enumerate(step.micro_batches):
+                # Dropout is keyed too, so a resumed run needs no generator state.
+                torch.manual_seed(randomness.key(self.settings.run.seed, "dropout", step.number, world.rank, number))
+                batch = batch.to(world.device)
+                loss, counts = self.objective.loss(self.engine.module, batch)
+                self.engine.backward(loss, weight)
+                self._measure(batch, loss, counts)
+            rate = self._learning_rate(step.number)
+            result = self.engine.step(rate)
+
+            progress.step = step.number + 1
+            progress.sequences += step.sequences
+            progress.nucleotides += step.nucleotides
+            progress.tokens += step.tokens
+            self.meter.step(step)
+            self._count_skipped(result.applied)
+            if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
+                self._log(step, rate, result.gradient_norm)
+            if self._due(self.settings.checkpoint.every_steps):
+                self._save()
+            if self._due(self.settings.validation.every_steps):
+                self._validate()
+        self._save()
+        self._conclude()
+        return DONE
+
+    def _steps(self) -> Iterator[tuple[Step | None, Exception | None]]:
+        """The remaining steps; a failure to read this rank's data comes as the second of the pair, once."""
+        steps = prefetched(self.planner, self.progress.step, self.total_steps, self.settings.compute.prefetch_steps)
+        try:
+            for step in steps:
+                yield step, None
+        except USER_ERRORS as error:
+            yield None, error
+
+    def _learning_rate(self, step: int) -> float:
+        schedule, peak = self.settings.schedule, self.settings.optimizer.learning_rate
+        return learning_rate(
+            step,
+            peak=peak,
+            name=schedule.name,
+            warmup_steps=schedule.warmup_steps,
+            warmup_start=schedule.warmup_start,
+            minimum=schedule.minimum,
+            decay_steps=schedule.decay_steps or self.total_steps - schedule.warmup_steps,
+        )
+
+    def _measure(self, batch: Any, loss: torch.Tensor, counts: dict[str, torch.Tensor]) -> None:
+        tokens = int(batch.lengths.sum()) if batch.weight else 0
+        padded = padded_tokens(batch.lengths, self.settings, self.world.device) if batch.weight else 0
+        flops = self.cost(batch.lengths.tolist(), batch.weight) if batch.weight else 0.0
+        self.meter.micro_batch(loss, counts["correct"], batch.weight, tokens, padded, flops)
+
+    def _count_skipped(self, applied: bool) -> None:
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+        if applied:
+            return
+        self.progress.skipped_steps += 1
+        log.warning("step %d: a gradient is not finite; the step is skipped on all ranks", self.progress.step)
+        if self.skipped_in_a_row >= self.settings.optimizer.stop_after_skipped:
+            text = (
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite (the last is step "
+                f"{self.progress.step}); lower optimizer.learning_rate or start from an earlier checkpoint"
+            )
+            raise PretrainError(text) if self.world.first else OtherRankFailed(text)
+
+    def _log(self, step: Step, rate: float, norm: float) -> None:
+        record, flops, seconds = self.meter.record(self.peak)
+        self.progress.flops += flops
+        self.progress.seconds += seconds
+        if not self.world.first:
+            return
+        remaining = self.total_steps - self.progress.step
+        record |= {
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "epoch": step.epoch,
+            "sequences": self.progress.sequences,
+            "nucleotides": self.progress.nucleotides,
+            "skipped_steps": self.progress.skipped_steps,
+            "eta_seconds": remaining * record["seconds_per_step"],
+        }
+        self.tracker.write("train", self.progress.step, record)
+        self.console.step({"step": self.progress.step, **record})
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0 and self.progress.step < self.total_steps
+
+    def _clock_says_save(self) -> bool:
+        minutes = self.settings.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _save(self) -> None:
+        """Save the current step unless it is saved, then remove old checkpoints."""
+        if self.saved_step == self.progress.step:
+            return
+        paused = self.meter.pause()
+        path = checkpoint.save(
+            self.directory.checkpoints, self.engine, self.progress, recipe.to_yaml(self.settings), self.world
+        )
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+        if self.world.first:
+            settings = self.settings.checkpoint
+            checkpoint.rotate(self.directory.checkpoints, settings.keep, settings.permanent_every_steps)
+            log.info("saved %s in %.1f s", path, time.perf_counter() - paused)
+        self.meter.resume(paused)
+
+    def _validate(self) -> dict[str, Any] | None:
+        if self.validation is None:
+            return None
+        paused = self.meter.pause()
+        report = self.validation.run(self.engine, self.world, self.stop.requested)
+        self.meter.resume(paused)
+        if report is not None and self.world.first:
+            self.tracker.write("validation", self.progress.step, report)
+            self.console.say(
+                f"validation at step {self.progress.step}: loss {report['loss']:.4f}  perplexity "
+                f"{report['perplexity']:.3f}  accuracy {report['accuracy']:.3f}  (A, C, G, U alone: perplexity "
+                f"{report['perplexity_acgu']:.3f})"
+            )
+        return report
+
+    def _stop_early(self) -> int:
+        self._save()
+        reason = self.stop.reason or "another rank was asked to stop"
+        log.warning("stopped at step %d (%s); saved, the same command continues", self.progress.step, reason)
+        self._close()
+        return RESUBMIT
+
+    def _introduce(self) -> None:
+        """Say what is about to run, and how good trivial models are on the validation targets."""
+        self.saved_at = time.monotonic()
+        settings, world = self.settings, self.world
+        name, tokens = recipe.model_name(settings), quantity(self.corpus.lengths.sum(dtype="int64"))
+        self.console.say(
+            f"{settings.run.name}: {name} with {self.parameters:,} parameters on {world.ranks} "
+            f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
+            f"{settings.deepspeed.zero_stage}); {self.corpus.count:,} training sequences, {tokens} nucleotides; "
+            f"{self.total_steps:,} steps of {settings.batch.sequences} sequences; {self.origin}"
+        )
+        if self.validation is None or not settings.validation.baselines or not world.first:
+            return
+        references = reference_losses(self.corpus, self.validation)
+        if self.progress.step == 0:
+            self.tracker.write("references", 0, references)
+        for title, figures in references.items():
+            self.console.say(
+                f"  {title.replace('_', ' ')} on the validation targets: loss {figures['loss']:.4f}  perplexity "
+                f"{figures['perplexity']:.3f}"
+            )
+
+    def _conclude(self) -> None:
+        self._validate()
+        progress = self.progress
+        self.console.say(
+            f"done: {progress.step:,} steps, {progress.sequences:,} sequences, {quantity(progress.nucleotides)} "
+            f"nucleotides in {duration(progress.seconds)}; everything is in {self.directory.path}"
+        )
+        self._close()
+
+    def _close(self) -> None:
+        self.console.close()
+        if self.world.first:
+            self.tracker.close()

@@ -1,0 +1,104 @@
+"""Loss on the held-out split: always the same sequences, crops and masks, whatever the ranks, the seed or the step.
+
+Reports loss (nats), perplexity and accuracy over all targets, perplexity over A, C, G, U alone (logits of other tokens
+left out, so models with different vocabularies compare), and loss, perplexity and accuracy per RNA type where the
+corpus knows types.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data import layout, randomness
+from data.index import Corpus
+from pretrain.distributed import World
+from pretrain.engine import Engine
+from pretrain.objectives.mlm import MLM, MaskedBatch
+
+_SUMS = 5  # per type: nats, targets, right; and over A, C, G, U: nats, targets
+
+
+class Validation:
+    """The first ``sequences`` of the split (a corpus is shuffled when it is built) under fixed masks."""
+
+    def __init__(self, corpus: Corpus, objective: MLM, sequences: int, tokens_per_micro_batch: int):
+        self.corpus, self.objective, self.budget = corpus, objective, tokens_per_micro_batch
+        self.ids = np.arange(min(sequences, corpus.count))
+        self.types = corpus.types(self.ids)
+        # A key of its own: no run's seed, so that numbers compare between runs on one corpus.
+        self._keys = randomness.keys(randomness.key("validation"), self.ids)
+
+    def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], MaskedBatch]]:
+        """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""
+        tokens = self.objective.token_lengths(self.corpus.lengths[self.ids].astype(np.int64))
+        for chosen in layout.plan_step(tokens, ranks, self.budget)[rank]:
+            yield chosen, self.objective.collate(self.corpus.letters(self.ids[chosen]), self._keys[chosen])
+
+    def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
+        """The report, the same on every rank; None if any rank was asked to stop meanwhile."""
+        sums = np.zeros((len(self.corpus.type_names), _SUMS))
+        engine.deepspeed.eval()
+        try:
+            with torch.no_grad():
+                for chosen, batch in self.micro_batches(world.rank, world.ranks):
+                    if world.sum([stopping()])[0]:
+                        return None
+                    logits = self.objective.logits(engine.module, batch.to(world.device)).cpu()
+                    if batch.weight:
+                        sums += self._sums(logits, batch, self.types[chosen])
+        finally:
+            engine.deepspeed.train()
+        return self._report(np.array(world.sum(sums.ravel().tolist())).reshape(sums.shape))
+
+    def _sums(self, logits: Tensor, batch: MaskedBatch, types: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        targets = batch.targets.cpu()
+        nucleotides = torch.from_numpy(self.objective.nucleotide_ids)
+        place = torch.full((logits.shape[1],), -1)
+        place[nucleotides] = torch.arange(len(nucleotides))
+        plain = place[targets] >= 0
+        nats = F.cross_entropy(logits, targets, reduction="none").double()
+        plain_nats = torch.zeros_like(nats)
+        plain_nats[plain] = F.cross_entropy(
+            logits[plain][:, nucleotides], place[targets[plain]], reduction="none"
+        ).double()
+        right = (logits.argmax(-1) == targets).double()
+        columns = (nats, torch.ones_like(nats), right, plain_nats, plain.double())
+        of_type = types[batch.target_sample]
+        n = len(self.corpus.type_names)
+        return np.stack([np.bincount(of_type, column.numpy(), minlength=n) for column in columns], axis=1)
+
+    def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+        report = _figures(sums.sum(axis=0))
+        report["sequences"] = len(self.ids)
+        report["types"] = {
+            name: {key: figures[key] for key in ("loss", "perplexity", "accuracy", "targets")}
+            for name, row in zip(self.corpus.type_names, sums, strict=True)
+            if row[1] > 0
+            for figures in (_figures(row),)
+        }
+        return report
+
+
+def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+    nats, targets, right, plain_nats, plain_targets = sums.tolist()
+    return {
+        "loss": nats / max(targets, 1),
+        "perplexity": perplexity(nats, targets),
+        "accuracy": right / max(targets, 1),
+        "perplexity_acgu": perplexity(plain_nats, plain_targets),
+        "targets": int(targets),
+    }
+
+
+def perplexity(nats: float, count: float) -> float:
+    """exp of the mean, infinite where that overflows; 1 for nothing."""
+    mean = nats / max(count, 1)
+    return math.exp(mean) if mean < 700 else math.inf

@@ -1,0 +1,36 @@
+"""What many tests share: small corpora, made once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real RNA data beside the checkout; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the real test data is not here: ../shared/data does not exist")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of 1,500 synthetic sequences, a tenth of them held out."""
+    from data.corpus import prepare
+    from data.prepare_config import PrepareConfig, SourceConfig
+    from data.synthetic import SyntheticCorpus
+
+    directory = tmp_path_factory.mktemp("synthetic")
+    fasta = SyntheticCorpus(7, "demo").write_fasta(directory / "synthetic.fa", 1500)
+    config = PrepareConfig(
+        name="synthetic",
+        output=str(directory / "corpus"),
+        sources=[SourceConfig(name="synthetic", path=str(fasta))],
+        validation_fraction=0.1,
+    )
+    prepare(config)
+    return directory / "corpus"
