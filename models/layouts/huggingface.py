@@ -39,7 +39,7 @@ def write_directory(
     if len(shards) == 1:
         save_file(tensors, directory / "model.safetensors", METADATA)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file({key: tensors[key] for key in shard}, directory / name, METADATA)

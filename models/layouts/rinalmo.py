@@ -45,7 +45,7 @@ class Row:
     by_token: bool = False  # dimension 0 is the vocabulary
 
 
-def _pairs(ours: str, original: str, multimolecule: str) -> tuple[Row, Row]:
+def _pairs(ours: str, original: str, multimolecule: str) -> tuple[Row, ...]:
     return tuple(Row(f"{ours}.{x}", f"{original}.{x}", (f"{multimolecule}.{x}",)) for x in ("weight", "bias"))
 
 
@@ -122,7 +122,6 @@ def from_original(
         state = {name.removeprefix("lm."): x for name, x in state.items() if name.startswith("lm.")}
     state = {name: x for name, x in state.items() if not name.endswith("rotary_emb.inv_freq")}
     layers = _count_blocks(state, r"transformer\.blocks\.(\d+)\.")
-    table = rows(layers)
     embed, swish = (_take(state, (name,), source) for name in (_EMBED, _BLOCK.format(i=0) + "transition.0.linear.bias"))
     if embed.dim() != 2 or embed.shape[0] != len(TOKENS):
         raise ModelError(
@@ -130,14 +129,16 @@ def from_original(
             f" {len(TOKENS)} rows; the file is of another model or vocabulary"
         )
     config = RiNALMoConfig(layers=layers, width=embed.shape[1], heads=heads, ffn=swish.shape[0])
-    ours, used = {}, set()
-    for row in table:
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
+    shapes = _shapes(config)
+    for row in rows(layers):
         split = row.non_flash and row.original not in state
         names = row.non_flash if split else (row.original,)
-        ours[row.ours] = _take(state, names, source)
+        ours[row.ours] = _take(state, names, source, shapes[row.ours])
         used.update(names)
     _refuse_rest([n for n in state.keys() - used if n.startswith("transformer.")], source)
-    return config, _checked(ours, config, source, {row.ours: row.original for row in table})
+    return config, ours
 
 
 def to_multimolecule(
@@ -199,35 +200,56 @@ def from_multimolecule(directory: Path | str) -> tuple[RiNALMoConfig, dict[str, 
     positions = torch.tensor(row_of_token(TOKENS, theirs, directory / "vocab.txt"))
     tensors = read_directory(directory)
     prefix = next((p for p in PREFIXES if p + "embeddings.word_embeddings.weight" in tensors), PREFIXES[0])
-    ours, used, shown_as = {}, set(), {}
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
+    shapes = _shapes(config)
     for row in rows(config.layers):
         names = tuple(name if name.startswith("lm_head.") else prefix + name for name in row.multimolecule)
-        x = _take(tensors, names, source)
+        shape = shapes[row.ours]
         if row.by_token:
-            if x.shape[0] != len(theirs):
-                raise ModelError(
-                    f"{source}: {names[0]} has {x.shape[0]} rows and vocab.txt {len(theirs)} tokens; the two must"
-                    " come from the same release"
-                )
-            x = x[positions]
-        ours[row.ours], shown_as[row.ours] = x, names[0]
+            shape = [_count_rows(tensors, names[0], theirs, source), *shape[1:]]
+        x = _take(tensors, names, source, shape)
+        ours[row.ours] = x[positions] if row.by_token else x
         used.update(names)
     _refuse_rest([n for n in tensors.keys() - used if n.startswith(prefix + "encoder.")], source)
-    return config, _checked(ours, config, source, shown_as)
+    return config, ours
 
 
 def _count_blocks(state: dict[str, Tensor], pattern: str) -> int:
     return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=0)
 
 
-def _take(state: dict[str, Tensor], names: tuple[str, ...], source: str) -> Tensor:
+def _count_rows(tensors: dict[str, Tensor], name: str, theirs: list[str], source: str) -> int:
+    """How many tokens ``theirs`` has; ModelError if the tensor ``name`` has another number of rows."""
+    if name in tensors and tensors[name].shape[:1] != (len(theirs),):
+        raise ModelError(
+            f"{source}: {name} has shape {list(tensors[name].shape)} and vocab.txt {len(theirs)} tokens; the two must"
+            " come from the same release"
+        )
+    return len(theirs)
+
+
+def _shapes(config: RiNALMoConfig) -> dict[str, list[int]]:
+    """The shape of every tensor of ours, from the module itself."""
+    with torch.device("meta"):
+        return {name: list(x.shape) for name, x in RiNALMo(config).state_dict().items()}
+
+
+def _take(state: dict[str, Tensor], names: tuple[str, ...], source: str, shape: list[int] | None = None) -> Tensor:
+    """The tensors ``names`` joined along dimension 0, in fp32; together they must have ``shape`` if one is given."""
     for name in names:
         if name not in state:
             raise ModelError(
                 f"{source} has no tensor {name}, which every RiNALMo has; it is incomplete, or holds another model"
                 f" (its {len(state)} tensors start with {', '.join(sorted(state)[:3])})"
             )
-    return torch.cat([state[name] for name in names])
+        found = list(state[name].shape)
+        if shape is not None and found != [shape[0] // len(names), *shape[1:]]:
+            raise ModelError(
+                f"{source}: {name} has shape {found} where a RiNALMo of the file's own sizes has"
+                f" {[shape[0] // len(names), *shape[1:]]}"
+            )
+    return torch.cat([state[name] for name in names]).float()
 
 
 def _refuse_rest(rest: list[str], source: str) -> None:
@@ -236,18 +258,3 @@ def _refuse_rest(rest: list[str], source: str) -> None:
             f"{source} has {len(rest)} encoder tensors that RiNALMo of this size does not have, {min(rest)} first;"
             " reading on would drop them in silence"
         )
-
-
-def _checked(
-    ours: dict[str, Tensor], config: RiNALMoConfig, source: str, shown_as: dict[str, str]
-) -> dict[str, Tensor]:
-    """``ours`` in fp32, after comparing every shape with the module's."""
-    with torch.device("meta"):
-        expected = {name: list(x.shape) for name, x in RiNALMo(config).state_dict().items()}
-    for name, x in ours.items():
-        if list(x.shape) != expected[name]:
-            raise ModelError(
-                f"{source}: {shown_as[name]} has shape {list(x.shape)} where a RiNALMo of width {config.width},"
-                f" inner width {config.ffn} and {config.vocab} letters has {expected[name]}"
-            )
-    return {name: ours[name].float() for name in expected}

@@ -41,7 +41,7 @@ def write_config(config: RiNALMoConfig, tokens: int) -> dict[str, Any]:
     # Their class computes its inner width as int(2/3 · intermediate_size): find the number that gives ours.
     candidates = (4 * config.width, math.ceil(1.5 * config.ffn), math.ceil(1.5 * config.ffn) + 1)
     intermediate = next(n for n in candidates if int(2 / 3 * n) == config.ffn)
-    head = {"act": None, "bias": True, "dropout": 0.0, "hidden_size": None, "layer_norm_eps": 1e-5}
+    head: dict[str, Any] = {"act": None, "bias": True, "dropout": 0.0, "hidden_size": None, "layer_norm_eps": 1e-5}
     head |= {"loss_weight": None, "num_labels": tokens, "output_name": None}
     head |= {"transform": "nonlinear", "transform_act": "gelu"}
     return {

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from models import MODELS, model_classes
+from models import MODELS, model_classes, rinalmo
 from models.errors import ModelError
 from models.layers import swish_gate
+from models.layers.rotary import rotary_angles
 from models.rinalmo import Block, RiNALMo, RiNALMoConfig, add_padding, strip_padding
 from tests.models.reference_rinalmo import reference_logits
 
@@ -63,8 +64,6 @@ def test_dropout_is_where_the_authors_have_it(small, sequences, pack, monkeypatc
     def no_attention_dropout(q, k, v, cu, longest, *, dropout, kernel):
         seen.append(dropout)
         return real(q, k, v, cu, longest, kernel=kernel)
-
-    from models import rinalmo
 
     real = rinalmo.attention
     monkeypatch.setattr(torch.nn.functional, "dropout", stand_in)
@@ -145,7 +144,7 @@ def test_token_dropout_factors(small, pack):
     assert torch.isfinite(model(*pack([plain, masked, wholly]))).all()
 
 
-def test_block_ignores_the_scale_of_its_input(small, pack):
+def test_block_ignores_the_scale_of_its_input(pack):
     torch.manual_seed(0)
     block = Block(RiNALMoConfig(layers=1, width=320, heads=20, ffn=853)).eval()
     with torch.no_grad():
@@ -154,13 +153,12 @@ def test_block_ignores_the_scale_of_its_input(small, pack):
                 p.uniform_(-(p.shape[1] ** -0.5), p.shape[1] ** -0.5)
             else:
                 p.fill_(1 if name.endswith(("norm.weight", "beta")) else 0)
-    from models.layers.rotary import rotary_angles
-
     cu, longest = pack([torch.zeros(50, dtype=torch.long)])[1::2]
     x = torch.randn(50, 320)
     angles = rotary_angles(torch.arange(50), 16)
     with torch.no_grad():
-        assert (block(x, *angles, cu, longest) - block(5 * x, *angles, cu, longest)).abs().max() <= 2e-5
+        difference = (block(x, *angles, cu, longest) - block(5 * x, *angles, cu, longest)).abs().max().item()
+    assert 0 < difference <= 3e-5  # the layer norm's eps on the largest entry, about 4.2 · 1e-5 / 2 = 2.1e-5
 
 
 @pytest.mark.parametrize("init", ["torch", "normal"])
@@ -205,7 +203,7 @@ def train(model, batch, steps):
 
 
 def test_padded_ffn_trains_like_the_unpadded(sequences, pack):
-    # eps large against rounding: AdamW would turn the sign of a rounding error into a full step
+    # fp64, because AdamW turns the sign of a rounding error into a full step where a gradient is nearly zero
     sizes = {"layers": 2, "width": 32, "heads": 4, "ffn": 53, "attention_dropout": 0.0, "residual_dropout": 0.0}
     plain, padded = RiNALMoConfig(**sizes), RiNALMoConfig(**sizes, ffn_pad_to=64)
     states = []
