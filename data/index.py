@@ -89,8 +89,11 @@ class Corpus:
             raise DataError(f"{path}: manifest, index and lengths count different numbers of sequences; {_AGAIN}.")
         if not self.count:
             raise DataError(f"{path}: the {split} split is empty; prepare the corpus with validation_fraction above 0.")
-        self._bytes: list[npt.NDArray[np.uint8] | None] = [None] * len(shards)
-        self._words: list[memoryview | None] = [None] * len(shards)  # the same bytes as uint32, for the offset tables
+        self._bytes: list[Any] = [None] * len(shards)
+        self._words: list[Any] = [None] * len(shards)  # the same bytes as uint32, for the offset tables
+        self._closed = False
+        for number in np.flatnonzero(own_shards).tolist():  # all now, so that replacing the corpus cannot mix two
+            self._map(number)
 
     def letters(self, ids: Ids) -> list[npt.NDArray[np.uint8]]:
         """ASCII letters of each sequence, uint8 [length], read-only views valid until `close`.
@@ -102,7 +105,7 @@ class Corpus:
         found = []
         for shard, i, tok in zip(self._shard[block].tolist(), at, self._tok[block].tolist(), strict=True):
             words = self._words[shard]
-            found.append(self._bytes[shard][tok + words[i] : tok + words[i + 1]])  # type: ignore[index]
+            found.append(self._bytes[shard][tok + words[i] : tok + words[i + 1]])
         return found
 
     def types(self, ids: Ids) -> npt.NDArray[np.uint8]:
@@ -110,7 +113,7 @@ class Corpus:
         block, local = self._locate(ids)
         at = self._blocks["type"][block].astype(np.int64) + local
         pairs = zip(self._shard[block].tolist(), at.tolist(), strict=True)
-        return np.array([self._bytes[shard][i] for shard, i in pairs], dtype=np.uint8)  # type: ignore[index]
+        return np.array([self._bytes[shard][i] for shard, i in pairs], dtype=np.uint8)
 
     def accessions(self, ids: Ids) -> list[str]:
         """The name each sequence had in its source, of the first source that had it."""
@@ -119,7 +122,7 @@ class Corpus:
         at = self._blocks["id"][block].astype(np.int64) + local * width
         found = []
         for shard, i, w in zip(self._shard[block].tolist(), at.tolist(), width.tolist(), strict=True):
-            name = self._bytes[shard][i : i + w].tobytes().rstrip(b"\0")  # type: ignore[index]
+            name = self._bytes[shard][i : i + w].tobytes().rstrip(b"\0")
             try:
                 found.append(name.decode())
             except UnicodeDecodeError:
@@ -130,10 +133,12 @@ class Corpus:
         """Lets go of the mapped shards; views handed out keep theirs alive as long as they live."""
         self._bytes = [None] * len(self._shards)
         self._words = [None] * len(self._shards)
-        self._checked[:] = False
+        self._closed = True
 
     def _locate(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Block of each sequence and its number in it; maps and checks blocks touched for the first time."""
+        """Block of each sequence and its number in it; checks blocks touched for the first time."""
+        if self._closed:
+            raise DataError(f"{self.path}: this reader was closed; open the corpus again.")
         wanted = np.asarray(ids, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.count):
             bad = wanted[(wanted < 0) | (wanted >= self.count)][0]
@@ -147,9 +152,7 @@ class Corpus:
     def _check_block(self, b: int) -> None:
         row = self._blocks[b]
         shard = int(row["shard"])
-        if self._bytes[shard] is None:
-            self._map(shard)
-        span = self._bytes[shard][int(self._span_start[b]) : int(row["span_end"])]  # type: ignore[index]
+        span = self._bytes[shard][int(self._span_start[b]) : int(row["span_end"])]
         if xxhash.xxh3_64_intdigest(span) != int(row["xxh3"]):
             number = b - int(np.searchsorted(self._shard, shard))
             raise DataError(

@@ -21,14 +21,10 @@ I64: TypeAlias = npt.NDArray[np.int64]
 def split_over_ranks(costs: npt.ArrayLike, ranks: int) -> list[I64]:
     """Indices per rank, longest first onto the least loaded rank (ties: the lower rank); each list by descending cost.
 
-    costs: [n] of any unit. Raises DataError when there are more ranks than samples.
+    costs: [n] of any unit. Ranks beyond the number of samples get nothing; whether that makes sense (validation) or is
+    a mistake (training) is for the caller to say.
     """
     costs = np.asarray(costs)
-    if ranks > len(costs):
-        raise DataError(
-            f"{ranks} ranks share a global batch of {len(costs)} sequences, so some would have nothing to do; "
-            f"start at most {len(costs)} ranks or raise batch.sequences"
-        )
     descending = np.argsort(-costs.astype(np.float64), kind="stable")
     chosen: list[list[int]] = [[] for _ in range(ranks)]
     loads = [(0.0, rank) for rank in range(ranks)]
@@ -65,7 +61,7 @@ def plan_step(lengths: npt.ArrayLike, ranks: int, tokens_per_micro_batch: int) -
     """Micro-batches of every rank: ``plan[rank][micro_batch]`` holds indices into ``lengths``, longest first.
 
     lengths: [n] tokens per sample of the step. All ranks get the same number of micro-batches; the last ones of a rank
-    may be empty arrays. Raises DataError as ``split_over_ranks`` and ``fill_micro_batches`` do.
+    may be empty arrays. Raises DataError as ``fill_micro_batches`` does.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     plan = []

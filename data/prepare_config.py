@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -155,6 +156,9 @@ def _override(config: Any, override: str) -> Any:
     valid = [f.name for f in fields(PrepareConfig)]
     if head not in valid:
         raise DataError(f"the command line: unknown key {key!r}; {_nearest(head, valid)}")
+    number = re.match(r"sources[.\[](\d+)", key)
+    if number and int(number[1]) >= len(config.sources):
+        raise DataError(f"the command line: {override!r}: there are {len(config.sources)} sources, numbered from 0.")
     try:
         value = OmegaConf.from_dotlist([override])
         OmegaConf.update(config, key, OmegaConf.select(value, key) if head != "sources" else _last(value), merge=True)
@@ -212,7 +216,7 @@ def _check_values(where: str, config: PrepareConfig) -> None:
 
 
 def _sentence(where: str, error: Exception) -> str:
-    reason = " ".join(str(error).split("\n")[0].split())
+    reason = " ".join(str(error).split("\n")[0].split()).rstrip(".?")
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     return f"{where}: {key}: {reason}." if key else f"{where}: {reason}."
 

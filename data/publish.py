@@ -41,11 +41,11 @@ def partial_directory(output: Path, job: str, overwrite: bool) -> Iterator[Path]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{partial}: another prepare is building this corpus; wait for it or end it.") from error
-        marker = partial / _JOB
-        if not marker.exists() or marker.read_text() != job:
-            _empty(partial)
-            write_durably(marker, job.encode())
         try:
+            marker = partial / _JOB
+            if not marker.exists() or marker.read_text() != job:
+                _empty(partial)
+                write_durably(marker, job.encode())
             yield partial
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -96,7 +96,7 @@ def _exchange(a: Path, b: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+    return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
 
 
 def _empty(folder: Path) -> None:

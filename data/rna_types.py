@@ -113,7 +113,7 @@ _PHRASES: tuple[tuple[bytes, int], ...] = tuple(
     )
 )
 _FREE_TEXT = bytes(c if chr(c).isalnum() and c < 128 else 32 for c in range(256))
-_BIOTYPE = re.compile(rb"transcript_biotype:(\S+)|gene_biotype:(\S+)")
+_BIOTYPE = re.compile(rb"transcript_biotype:(\S+)")
 _MIRBASE = re.compile(rb"MI(MAT)?\d{7}\b")
 _GTRNADB = re.compile(rb"(?:^|[_-])tRNA-(?:[A-Z][a-z]{2}|[a-z]?Met|SeC|Sup|Undet)")
 _MIRNA_NAME = re.compile(rb"[a-z]{3,5}-(?:mi[Rr]|let|bantam|lin|lsy|iab)-")
@@ -136,10 +136,10 @@ def classify(header: bytes) -> tuple[bytes, int]:
     text = words[1] if len(words) == 2 else b""
     if b"|" in name and name.count(b"|") == 2:
         source, accession, _ = name.split(b"|")
-        found = _field_type(header.split(b"|")[2]) or _name_type(accession)
+        field = _field_type(header.split(b"|")[2]) or _name_type(accession)
         if not accession or accession.isdigit():
             accession = source + b"|" + accession
-        return accession[:_MAX_ACCESSION], found
+        return accession[:_MAX_ACCESSION], field
     if text:
         found = _seen.get(text)
         if found is None:
@@ -173,6 +173,6 @@ def _text_type(text: bytes) -> int:
     if mirbase := _MIRBASE.match(text):
         return TYPE_ID["miRNA" if mirbase[1] else "pre_miRNA"]
     if b"biotype:" in text and (biotype := _BIOTYPE.search(text)):
-        return _BY_WORD.get((biotype[1] or biotype[2]).lower(), 0)
+        return _BY_WORD.get(biotype[1].lower(), 0)
     plain = b" " + text.lower().translate(_FREE_TEXT) + b" "
     return next((found for phrase, found in _PHRASES if phrase in plain), 0)

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import webdataset
 import xxhash
 
 BLOCK_SEQUENCES = 1024
@@ -153,9 +152,12 @@ class ShardWriter:
 class _OpenShard:
     def __init__(self, folder: Path, split: str, number: int) -> None:
         self.number, self.split = number, split
+        # Importing webdataset imports torch (1 s, 200 MB): only a build pays for that, never a reader.
+        from webdataset import TarWriter
+
         self.path = folder / f"{split}-{number:06d}.tar"
         self._file = open(self.path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by finish)
-        self._writer = webdataset.TarWriter(
+        self._writer = TarWriter(
             self._file, user="root", group="root", encoder=False, compress=False, mtime=0, format="USTAR_FORMAT"
         )
         self.size = 0  # bytes of all members so far

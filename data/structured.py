@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from data.errors import DataError
@@ -60,35 +60,51 @@ def read_overrides(arguments: Sequence[str]) -> DictConfig:
         ) from error
 
 
-def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "") -> Any:
+def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also: Sequence[str] = ()) -> Any:
     """The dataclass instance ``schema`` with each (origin, mapping) of ``layers`` laid over it, as a new instance.
 
-    origin names the layer in messages (a file, or "the command line"); prefix is the section the schema stands in.
+    origin names the layer in messages (a file, or "the command line"); prefix is the section the schema stands in, and
+    ``also`` names keys of that section that the caller reads itself, so that messages can suggest them.
     Raises DataError for an unknown key, a value of the wrong type, or a mandatory value that no layer gives.
     """
     config = OmegaConf.structured(schema)
+    valid = [prefix + name for name in (*all_keys(schema), *also)]
     for origin, layer in layers:
+        _require_sections(schema, layer, origin, prefix)
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
-            raise DataError(_sentence(error, origin, schema, prefix)) from error
+            raise DataError(_sentence(error, origin, valid, prefix)) from error
     where = " and ".join(origin for origin, _ in layers) or "the defaults"
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        keys = ", ".join(prefix + key for key in missing)
-        raise DataError(f"{where}: {keys} must be given (for example as {prefix}{missing[0]}=VALUE)")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            keys = ", ".join(prefix + key for key in missing)
+            raise DataError(f"{where}: {keys} must be given (for example as {prefix}{missing[0]}=VALUE)")
         return OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:  # an interpolation to a value that is not given
-        raise DataError(_sentence(error, where, schema, prefix)) from error
-    except OmegaConfBaseException as error:
-        raise DataError(_sentence(error, where, schema, prefix)) from error
+    except OmegaConfBaseException as error:  # an interpolation to a key that does not exist or has no value
+        raise DataError(_sentence(error, where, valid, prefix)) from error
 
 
-def _sentence(error: OmegaConfBaseException, origin: str, schema: Any, prefix: str) -> str:
+def _require_sections(schema: Any, layer: Any, origin: str, prefix: str) -> None:
+    """OmegaConf's own message for `batch: 5` does not name the key."""
+    for field in dataclasses.fields(schema):
+        section = getattr(schema, field.name, None)
+        is_schema = dataclasses.is_dataclass(section)
+        if not (is_schema or isinstance(section, dict)) or field.name not in layer:
+            continue
+        if OmegaConf.is_interpolation(layer, field.name):
+            continue
+        key, part = prefix + field.name, layer[field.name]
+        if not OmegaConf.is_dict(part):
+            raise DataError(f"{origin}: {key} must be a section of keys, such as {key}.KEY, not {part!r}")
+        if is_schema:
+            _require_sections(section, part, origin, f"{key}.")
+
+
+def _sentence(error: OmegaConfBaseException, origin: str, valid: Sequence[str], prefix: str) -> str:
     key = prefix + str(error.full_key or error.key or "")
     if isinstance(error, ConfigKeyError):
-        valid = [prefix + name for name in all_keys(schema)]
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         return f"{origin}: there is no key {key}; the nearest valid key is {near[0]}"
     reason = str(error).split("\n")[0].rstrip(".")

@@ -36,6 +36,8 @@ def build_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", metavar="DIR", help="output directory, with --fasta")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     config = _config(parser.parse_intermixed_args(arguments))
+    # The reading thread needs the interpreter for an instant per chunk and would wait 5 ms for it each time.
+    sys.setswitchinterval(5e-4)
     with build_progress() as progress:
         manifest = prepare(config, progress)
     print_build(manifest, config.output_path)
@@ -69,7 +71,8 @@ def _named(paths: Sequence[str]) -> list[dict[str, str]]:
 def _directory(command: str, arguments: Sequence[str]) -> Path:
     parser = argparse.ArgumentParser(prog=f"prepare.py {command}")
     parser.add_argument("directory", type=Path, help="a corpus directory")
-    return parser.parse_args(arguments).directory
+    directory: Path = parser.parse_args(arguments).directory
+    return directory
 
 
 def verify_command(arguments: Sequence[str]) -> None:

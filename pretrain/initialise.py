@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from data import randomness
 from models import MODELS
+from models.layouts.detect import read_checkpoint
 from pretrain import checkpoint, recipe
 from pretrain.config import Recipe
-from pretrain.estimate import cost_of
 from pretrain.errors import PretrainError
+from pretrain.estimate import cost_of
 
 log = logging.getLogger("rnafoundry")
 
@@ -27,14 +29,15 @@ def build_model(settings: Recipe) -> nn.Module:
     return model
 
 
-def load_initial(model: nn.Module, settings: Recipe) -> str:
-    """Load `init_from` into ``model``; returns a sentence on what was loaded.
+def load_initial(model: nn.Module, settings: Recipe) -> dict[str, str | None]:
+    """Load `init_from` into ``model``; returns what a release must say of it: {"init_from", "licence"}.
 
     Accepts a run directory or a checkpoint of ours, a directory in MultiMolecule/Hugging Face layout, a file in the
     original layout, or a hub id. Raises PretrainError when it holds another model or other sizes.
     """
     assert settings.init_from is not None
-    name, config, state = read_weights(settings.init_from)
+    source = locate(settings.init_from)
+    name, config, state = read_weights(source)
     wanted = recipe.model_name(settings)
     if name != wanted:
         raise PretrainError(f"init_from={settings.init_from} holds a {name} model, but the recipe trains {wanted}")
@@ -50,22 +53,39 @@ def load_initial(model: nn.Module, settings: Recipe) -> str:
             f"{expected.get(key)}; choose the model.size of that checkpoint"
         )
     model.load_state_dict(state)
-    return f"initial weights from {settings.init_from}"
+    licence = stated_licence(source)
+    if licence and "agpl" in licence.lower():
+        log.warning(
+            "%s is released under %s; what is trained from it may only be published under its terms",
+            settings.init_from,
+            licence,
+        )
+    return {"init_from": settings.init_from, "licence": licence}
 
 
-def read_weights(source: str) -> tuple[str, Any, dict[str, Tensor]]:
-    """(model name, model config, state without feed-forward padding) from anything `init_from` accepts."""
-    from models.layouts.reading import read_checkpoint
+def stated_licence(path: Path) -> str | None:
+    """The licence in the front matter of the model card beside released weights; None where there is none."""
+    card = path / "README.md" if path.is_dir() else path.with_name("README.md")
+    if not card.is_file():
+        return None
+    front = card.read_text(encoding="utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
+    found = re.search(r"^license:\s*(.+?)\s*$", front, flags=re.MULTILINE)
+    return found.group(1).strip("\"'") if found else None
 
-    path = Path(source)
+
+def locate(source: str) -> Path:
+    """The local path of what `init_from` names: itself if it exists, else a snapshot of that hub repository."""
+    return Path(source) if Path(source).exists() else _from_hub(source)
+
+
+def read_weights(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
+    """(model name, model config, state without feed-forward padding) from anything local that `init_from` accepts."""
     own = own_checkpoint(path)
-    if own is not None:
-        settings = recipe.read_resolved(own.recipe_path)
-        own.verify()
-        return recipe.model_name(settings), settings.model, unpadded(settings, own.weights())
-    if path.exists():
+    if own is None:
         return read_checkpoint(path)
-    return read_checkpoint(_from_hub(source))
+    settings = recipe.read_resolved(own.recipe_path)
+    own.verify()
+    return recipe.model_name(settings), settings.model, unpadded(settings, own.weights())
 
 
 def own_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
@@ -95,11 +115,11 @@ def _require_same_sizes(ours: Any, theirs: Any, source: str) -> None:
 
 
 def _from_hub(repository: str) -> Path:
-    """A local snapshot of a hub repository (weights, configuration and vocabulary only)."""
+    """A local snapshot of a hub repository: weights, configuration, vocabulary and model card only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "vocab.txt", "*.pt"]
+    patterns = ["*.json", "*.safetensors", "vocab.txt", "README.md"]
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data import structured
 from models import MODELS
@@ -34,8 +36,12 @@ def resolve(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Reci
     # `model` and `objective` have a schema of their own, known once their name is.
     plain = [(origin, _without(layer, "model", "objective")) for origin, layer in layers]
     recipe: Recipe = structured.merge(dataclasses.replace(schema, model=None, objective=None), plain)
-    recipe.model = _model(layers)
-    recipe.objective = _objective(layers)
+    try:
+        recipe.model = _model(layers)
+        recipe.objective = _objective(layers)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        where = " and ".join(origin for origin, _ in layers)
+        raise PretrainError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
     check(recipe)
     return recipe
 
@@ -73,7 +79,7 @@ def _model(layers: Sequence[tuple[str, DictConfig]]) -> Any:
     sizes = [part["size"] for _, part in parts if part.get("size") is not None]
     start = config_class.named(str(sizes[-1])) if sizes else config_class
     fields = [(origin, _without(part, "size", "name")) for origin, part in parts]
-    return structured.merge(start, fields, prefix="model.")
+    return structured.merge(start, fields, prefix="model.", also=("name", "size"))
 
 
 def _objective(layers: Sequence[tuple[str, DictConfig]]) -> Any:
@@ -113,21 +119,39 @@ def check(recipe: Recipe) -> None:
     budget = recipe.budget
     if (budget.steps is None) == (budget.epochs is None):
         raise PretrainError("give exactly one of budget.steps and budget.epochs (the other as null)")
-    for key, number in (("budget.steps", budget.steps), ("budget.epochs", budget.epochs)):
-        if number is not None and number <= 0:
-            refuse(key, number, "above 0")
     positive = {
+        "budget.steps": budget.steps,
+        "budget.epochs": budget.epochs,
         "batch.sequences": recipe.batch.sequences,
         "batch.tokens_per_micro_batch": recipe.batch.tokens_per_micro_batch,
         "tracking.log_every_steps": recipe.tracking.log_every_steps,
         "optimizer.stop_after_skipped": recipe.optimizer.stop_after_skipped,
         "checkpoint.keep": recipe.checkpoint.keep,
         "compute.prefetch_steps": recipe.compute.prefetch_steps,
+        "compute.threads": recipe.compute.threads,
+        "compute.peak_tflops": recipe.compute.peak_tflops,
         "optimizer.learning_rate": recipe.optimizer.learning_rate,
+        "schedule.decay_steps": recipe.schedule.decay_steps,
+        "checkpoint.permanent_every_steps": recipe.checkpoint.permanent_every_steps,
+    }
+    not_negative = {
+        "optimizer.eps": recipe.optimizer.eps,
+        "optimizer.weight_decay": recipe.optimizer.weight_decay,
+        "optimizer.gradient_clipping": recipe.optimizer.gradient_clipping,
+        "schedule.warmup_steps": recipe.schedule.warmup_steps,
+        "schedule.warmup_start": recipe.schedule.warmup_start,
+        "schedule.minimum": recipe.schedule.minimum,
+        "validation.every_steps": recipe.validation.every_steps,
+        "validation.sequences": recipe.validation.sequences,
+        "checkpoint.every_steps": recipe.checkpoint.every_steps,
+        "checkpoint.every_minutes": recipe.checkpoint.every_minutes,
     }
     for key, number in positive.items():
-        if number <= 0:
+        if number is not None and not 0 < number < math.inf:
             refuse(key, number, "above 0")
+    for key, number in not_negative.items():
+        if number is not None and not 0 <= number < math.inf:
+            refuse(key, number, "0 or more")
     if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         refuse("optimizer.betas", recipe.optimizer.betas, "two numbers in [0, 1)")
     choices = {

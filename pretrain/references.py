@@ -1,5 +1,6 @@
-"""What a validation loss is worth: trivial models on the very same targets, and the bound of a synthetic corpus.
+"""What a validation loss is worth: trivial models on the same targets, and the bound of a synthetic corpus.
 
+The trivial models score the targets that are A, C, G or U; other letters are too rare to be worth modelling.
 Letter frequencies and an order-2 Markov chain are fitted on the training split. Where the corpus was made by
 data/synthetic.py, the bound is the loss of a reader who knows the generator, each sequence's family and its alignment.
 """
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.baselines import MarkovModel, perplexity
+from data.baselines import MarkovModel
 from data.errors import DataError
 from data.index import Corpus
 from data.synthetic import SyntheticCorpus, SyntheticSequence, parse_accession
 from data.synthetic_bound import MASKED, MaskRates, oracle_loss
 from data.synthetic_family import PRESETS
-from pretrain.validation import Validation
+from pretrain.validation import Validation, perplexity
 
 FIT_NUCLEOTIDES = 50_000_000  # enough for 64 probabilities; a corpus is shuffled, so its beginning is a sample
 
@@ -32,7 +33,7 @@ def reference_losses(training: Corpus, validation: Validation) -> dict[str, Any]
     report = {}
     for name, order in (("letter_frequencies", 0), ("markov_2", 2)):
         nats, count = MarkovModel.fit(_sample(training), order).nll(letters, positions)
-        report[name] = {"loss": nats / max(count, 1), "perplexity": perplexity(nats, count) if count else None}
+        report[name] = {"loss": nats / max(count, 1), "perplexity": perplexity(nats, count)}
     bound = _generator_bound(validation)
     if bound is not None:
         report["generator_bound"] = bound

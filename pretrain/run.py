@@ -2,6 +2,7 @@
 
 runs/NAME/recipe.yaml         every key with its value (of the latest start)
           environment.json    versions and machine (of the latest start)
+          origin.json     what init_from was, where it was given
           metrics.jsonl       one record per logged step and validation
           logs/rank-00000.log one per rank
           checkpoints/        see checkpoint.py
@@ -60,6 +61,10 @@ class RunDirectory:
         """Write recipe.yaml and environment.json."""
         _replace(self.path / "recipe.yaml", recipe.to_yaml(settings))
         _replace(self.path / "environment.json", json.dumps(environment(world), indent=1, sort_keys=True) + "\n")
+
+    def record_origin(self, origin: dict[str, str | None]) -> None:
+        """Keep what the run started from, for the card of a release."""
+        _replace(self.path / "origin.json", json.dumps(origin, indent=1, sort_keys=True) + "\n")
 
     def to_resume(self, resume: str) -> checkpoint.Checkpoint | None:
         """The checkpoint to continue from, or None for a new run. ``resume`` is run.resume of the recipe."""

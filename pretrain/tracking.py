@@ -98,10 +98,13 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 def forget_after(directory: Path, step: int) -> None:
-    """Drop records of steps beyond ``step`` from metrics.jsonl, atomically."""
+    """Drop the records that a run continuing after ``step`` steps will write again, atomically.
+
+    At step 0 that is every record: what is written before the first step is written once more.
+    """
     path = directory / "metrics.jsonl"
     if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if 0 < step >= record["step"]]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)

@@ -120,7 +120,10 @@ class Trainer:
             model.load_state_dict(found.weights())
             self.origin = f"continuing {found.path} at step {found.progress.step}"
         elif self.settings.init_from:
-            self.origin = initialise.load_initial(model, self.settings)
+            origin = initialise.load_initial(model, self.settings)
+            self.origin = f"weights from {self.settings.init_from}"
+            if self.world.first:
+                self.directory.record_origin(origin)
         else:
             self.origin = f"new weights from seed {self.settings.run.seed}"
         return model

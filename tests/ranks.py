@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+import torch
+
+from pretrain.checkpoint import Checkpoint, newest
 from pretrain.distributed import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+PRETRAIN = ROOT / "launch" / "pretrain.py"
 TINY = [
     "model.size=null",
     "model.layers=2",
@@ -20,6 +30,20 @@ TINY = [
     "model.attention_dropout=0",
     "model.residual_dropout=0",
 ]
+# A run of a second on one core; tests append what they are about.
+QUICK = [
+    "--config",
+    "demo.yaml",
+    *TINY,
+    "batch.sequences=8",
+    "batch.tokens_per_micro_batch=1024",
+    "budget.steps=20",
+    "schedule.warmup_steps=4",
+    "tracking.log_every_steps=1",
+    "validation.sequences=0",
+    "checkpoint.every_steps=0",
+]
+DROPOUT = ["model.attention_dropout=0.1", "model.residual_dropout=0.1"]
 
 
 def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -36,24 +60,109 @@ def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {**os.environ, **{name: str(value) for name, value in own.items()}}
 
 
-def start(arguments: list[str], ranks: int = 1, cwd: Path | None = None) -> list[subprocess.Popen[str]]:
+class Forker:
+    """The process of tests/forker.py, from this side."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "forker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._unread = b""
+        self.codes: dict[int, int] = {}  # of ranks that ended
+
+    def start(self, request: Mapping[str, object]) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        while (pid := self._read(60)) is None:
+            pass
+        self.codes.pop(pid, None)
+        return pid
+
+    def _read(self, timeout: float) -> int | None:
+        """Take in what the forker says; returns the pid of a rank that started."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            return None
+        said = os.read(self._process.stdout.fileno(), 65536)
+        assert said, "tests/forker.py has ended"
+        *lines, self._unread = (self._unread + said).split(b"\n")
+        started = None
+        for line in map(json.loads, lines):
+            if "ended" in line:
+                self.codes[line["ended"]] = line["code"]
+            else:
+                started = line["started"]
+        return started
+
+    def wait(self, pid: int, timeout: float) -> int | None:
+        """The exit code, or None if the rank still runs after ``timeout`` seconds."""
+        until = time.monotonic() + timeout
+        while pid not in self.codes and (left := until - time.monotonic()) > 0:
+            self._read(left)
+        return self.codes.get(pid)
+
+
+forker = cache(Forker)
+
+
+class Rank:
+    """One rank; the methods are those of `subprocess.Popen`."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path):
+        self._folder = tempfile.TemporaryDirectory(prefix="rank-")
+        self._out, self._err = (Path(self._folder.name, name) for name in ("stdout", "stderr"))
+        self.returncode: int | None = None
+        self.pid = forker().start(
+            {
+                "command": list(command),
+                "environment": dict(env),
+                "cwd": str(cwd),
+                "stdout": str(self._out),
+                "stderr": str(self._err),
+            }
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = forker().wait(self.pid, 0.001)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if self.returncode is None:
+            self.returncode = forker().wait(self.pid, timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        self.wait(timeout)
+        return self._out.read_text(), self._err.read_text()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    arguments: Sequence[str],
+    ranks: int = 1,
+    cwd: Path | None = None,
+    script: Path = PRETRAIN,
+    env: Mapping[str, str] | None = None,
+) -> list[Rank]:
     """One process per rank, output captured."""
     port = free_port()
-    command = [sys.executable, str(ROOT / "launch" / "pretrain.py"), *arguments]
     return [
-        subprocess.Popen(
-            command,
-            env=environment(rank, ranks, port),
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Rank([str(script), *arguments], {**environment(rank, ranks, port), **(env or {})}, cwd or ROOT)
         for rank in range(ranks)
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str, str]]:
+def finish(processes: list[Rank], timeout: float = 240) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of every rank; kills all when one does not end in time."""
     try:
         return [(p.returncode, *texts) for p in processes for texts in [p.communicate(timeout=timeout)]]
@@ -62,21 +171,71 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list
             process.kill()
 
 
-def pretrain(arguments: list[str], ranks: int = 1, cwd: Path | None = None) -> list[tuple[int, str, str]]:
-    return finish(start(arguments, ranks, cwd))
+def pretrain(
+    arguments: Sequence[str],
+    ranks: int = 1,
+    cwd: Path | None = None,
+    script: Path = PRETRAIN,
+    env: Mapping[str, str] | None = None,
+) -> list[tuple[int, str, str]]:
+    return finish(start(arguments, ranks, cwd, script, env))
 
 
-def pretrain_well(arguments: list[str], ranks: int = 1, cwd: Path | None = None) -> str:
+def pretrain_well(arguments: Sequence[str], ranks: int = 1, cwd: Path | None = None) -> str:
     """As `pretrain`, for runs that must succeed; returns what rank 0 printed."""
     results = pretrain(arguments, ranks, cwd)
     assert [code for code, _, _ in results] == [0] * ranks, results
     return results[0][1]
 
 
-def losses(run: Path) -> list[float]:
-    """Training losses by step; asserts that every logged step stands in the file once."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    training = [record for record in records if record["kind"] == "train"]
-    steps = [record["step"] for record in training]
+def refused(results: list[tuple[int, str, str]]) -> str:
+    """The one sentence that all ranks together ended with; asserts that there is one, no traceback, and exit code 2."""
+    told = [line for _, _, err in results for line in err.splitlines() if line.startswith("error:")]
+    assert [code for code, _, _ in results] == [2] * len(results), results
+    assert len(told) == 1, results
+    assert not any("Traceback" in err for _, _, err in results), results
+    return told[0]
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.005)
+
+
+def records(run: Path, kind: str = "train") -> list[dict]:
+    """Records of metrics.jsonl of one kind; asserts that each step stands in the file once and in order."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [record for record in map(json.loads, lines) if record["kind"] == kind]
+    steps = [record["step"] for record in found]
     assert steps == sorted(set(steps))
-    return [record["loss"] for record in training]
+    return found
+
+
+def losses(run: Path) -> list[float]:
+    """Training losses by step."""
+    return [record["loss"] for record in records(run)]
+
+
+def logged_steps(run: Path) -> int:
+    """Training steps that a running process has logged so far."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"kind": "train"') if path.exists() else 0
+
+
+def last(run: Path) -> Checkpoint:
+    found = newest(run / "checkpoints")
+    assert found is not None
+    return found
+
+
+def same_bits(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether weights and optimizer state agree bit for bit, however they were cut into files."""
+    return one.progress.optimizer_steps == other.progress.optimizer_steps and all(
+        torch.equal(one.read(kind, name, 0, n), other.read(kind, name, 0, n))
+        for kind in ("weight", "exp_avg", "exp_avg_sq")
+        for name, shape in one.shapes.items()
+        for n in [int(torch.Size(shape).numel())]
+    )

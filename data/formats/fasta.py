@@ -9,10 +9,11 @@ It does not look at letters, except to refuse a protein file: that is `data.norm
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +54,16 @@ def read_fasta(
     path = Path(path)
     number = 1
     sampled = _ProteinSample(path)
-    for text in _record_aligned(path, _prefetched(_text(path, chunk_bytes, on_raw))):
-        parts = [record.partition(b"\n") for record in text[1:].split(b"\n>")]
-        records = FastaRecords(number, [part[0].rstrip() for part in parts], [part[2] for part in parts])
-        sampled.look(records.bodies)
-        yield records
-        number += len(parts)
+    # closing: the thread ends when this generator does, and not when the last reference to a traceback is gone
+    with contextlib.closing(_prefetched(_text(path, chunk_bytes, on_raw))) as pieces:
+        for text in _record_aligned(path, pieces):
+            parts = [record.partition(b"\n") for record in text[1:].split(b"\n>")]
+            records = FastaRecords(number, [part[0].rstrip() for part in parts], [part[2] for part in parts])
+            if number == 1 and b"\r" in records.headers[0]:
+                raise DataError(f"{path}: line ends are lone carriage returns; convert them with `tr '\\r' '\\n'`.")
+            sampled.look(records.bodies)
+            yield records
+            number += len(parts)
     sampled.judge()
 
 
@@ -129,8 +134,6 @@ def _check_start(path: Path, text: bytes, line: int) -> None:
             f"{path}, line {line}: expected a FASTA header starting with '>' but found "
             f"{first[:40].decode('ascii', 'replace')!r}; remove the text before the first record or check the format."
         )
-    if b"\n" not in text and b"\r" in text:
-        raise DataError(f"{path}: line ends are lone carriage returns; convert them, e.g. with `tr '\\r' '\\n'`.")
 
 
 def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None) -> Iterator[bytes]:
@@ -149,6 +152,8 @@ def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None
 
         try:
             raw = read()
+            while len(raw) < 8 and (more := read()):  # enough to recognise what the file is
+                raw += more
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give a FASTA file.") from error
         if not raw:
@@ -160,7 +165,7 @@ def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None
             yield from _gunzip(path, raw, read, chunk_bytes)
             return
         if raw.startswith(b"\xef\xbb\xbf"):
-            raw = raw[3:]
+            raw = raw[3:] or read()
         while raw:
             yield raw
             raw = read()
@@ -186,7 +191,7 @@ def _gunzip(path: Path, raw: bytes, read: Callable[[], bytes], chunk_bytes: int)
         raise DataError(f"{path}: the gzip file ends too early, it was cut; download it again.")
 
 
-def _prefetched(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _prefetched(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
     """The same pieces, produced up to `_AHEAD` ahead by a thread that ends with the consumer."""
     ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
     stop = threading.Event()

@@ -206,8 +206,12 @@ def _check(config: MLMConfig) -> None:
         refuse("max_tokens", config.max_tokens, "at least 3: a nucleotide between <cls> and <eos>")
     if not 0 < config.masked_fraction <= 1:
         refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
-    if min(config.mask_share, config.random_share) < 0 or config.mask_share + config.random_share > 1 + 1e-9:
-        refuse("mask_share", config.mask_share, "a share that together with random_share is at most 1")
+    for key in ("mask_share", "random_share"):
+        if not 0 <= getattr(config, key) <= 1:
+            refuse(key, getattr(config, key), "a share between 0 and 1")
+    if config.mask_share + config.random_share > 1 + 1e-9:
+        rest = f"at most 1 together with objective.random_share = {config.random_share}"
+        refuse("mask_share", config.mask_share, rest)
     if config.eligible not in ("letters", "nucleotides"):
         refuse("eligible", config.eligible, "letters or nucleotides")
     lookup = ALPHABETS[config.alphabet].lookup

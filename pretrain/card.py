@@ -1,0 +1,159 @@
+"""The model card of a release (README.md), filled from the run: data, recipe, steps, losses, origin, licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from data.manifest import read_manifest
+from pretrain import recipe
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import Recipe
+from pretrain.console import duration, quantity
+from pretrain.estimate import cost_of
+from pretrain.tracking import read_metrics
+
+USAGE = """```python
+import multimolecule  # registers the model with transformers
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```
+"""
+
+
+def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_name: str, licence: str | None) -> str:
+    """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there."""
+    metrics = read_metrics(run / "metrics.jsonl") if run else []
+    metrics = [record for record in metrics if record["step"] <= found.progress.step]
+    origin = _read_json(run / "origin.json") if run else None
+    name = recipe.model_name(settings)
+    front = {
+        "language": "rna",
+        "tags": ["Biology", "RNA", name],
+        "license": licence,
+        "library_name": "multimolecule",
+        "pipeline_tag": "fill-mask",
+        "mask_token": "<mask>",
+        "widget": [{"example_title": "tRNA", "text": "GCGGAUUUAGCUCAGUU<mask>GGGAGAGCGCCAGACUG"}],
+        "base_model": origin["init_from"] if origin else None,
+    }
+    sections = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
+        "---",
+        f"\n# {release_name}\n",
+        f"A {name} model of RNA, pretrained by masked-token prediction with rnafoundry.\n",
+        "## Use\n",
+        USAGE,
+        "`original/` holds the same weights as a file for the authors' repository.\n" if name == "rinalmo" else "",
+        "## Model\n",
+        _table(_specification(settings)),
+        "## Training data\n",
+        _data(settings, found),
+        "## Training\n",
+        _table(_procedure(settings, found)),
+        "`recipe.yaml` in this directory holds every setting.\n",
+        _results(metrics, found),
+        "## Origin and licence\n",
+        _origin(origin, settings, licence),
+    ]
+    return "\n".join(section for section in sections if section) + "\n"
+
+
+def _specification(settings: Recipe) -> dict[str, object]:
+    model, cost = settings.model, cost_of(settings)
+    return {
+        "Layers": model.layers,
+        "Hidden size": model.width,
+        "Attention heads": model.heads,
+        "Feed-forward inner size": model.ffn,
+        "Parameters (as trained: encoder and LM head, 22 tokens)": f"{cost.count_parameters(model):,}",
+        "Training FLOPs per sequence of 1,024 tokens": f"{cost.flops(model, [1024]):.3g}",
+        "Tokens per sequence in training, `<cls>` and `<eos>` included": settings.objective.max_tokens,
+    }
+
+
+def _procedure(settings: Recipe, found: Checkpoint) -> dict[str, object]:
+    optimizer, schedule, objective, progress = (
+        settings.optimizer,
+        settings.schedule,
+        settings.objective,
+        found.progress,
+    )
+    return {
+        "Objective": f"masked tokens: {objective.masked_fraction:.0%} selected, of these {objective.mask_share:.0%} "
+        f"`<mask>`, {objective.random_share:.0%} another letter, the rest unchanged",
+        "Steps": f"{progress.step:,}",
+        "Sequences per global batch": f"{settings.batch.sequences:,}",
+        "Sequences seen": f"{progress.sequences:,}",
+        "Nucleotides seen": quantity(progress.nucleotides),
+        "Optimizer": f"AdamW, betas {tuple(optimizer.betas)}, eps {optimizer.eps:g}, weight decay "
+        f"{optimizer.weight_decay:g}, gradient norm clipped at {optimizer.gradient_clipping:g}",
+        "Learning rate": f"peak {optimizer.learning_rate:g}, {schedule.warmup_steps:,} warm-up steps, {schedule.name} "
+        f"to {schedule.minimum:g}",
+        "Precision": settings.compute.precision,
+        "Seed": settings.run.seed,
+        "Training time": f"{duration(progress.seconds)} on {found.written_by['ranks']} rank(s)",
+        "Training FLOPs": f"{progress.flops:.3g}",
+        "Steps skipped for a gradient that was not finite": progress.skipped_steps,
+    }
+
+
+def _data(settings: Recipe, found: Checkpoint) -> str:
+    fingerprint = f"Corpus fingerprint `{found.progress.fingerprint}`."
+    try:
+        manifest = read_manifest(Path(settings.data.corpus))
+    except (DataError, OSError):
+        return fingerprint + " (The corpus itself was not at hand when this card was written.)\n"
+    if manifest["fingerprint"] != found.progress.fingerprint:
+        return fingerprint + " (The corpus at the recipe's path is another one by now.)\n"
+    train, held_out = manifest["splits"]["train"], manifest["splits"]["validation"]
+    rows = {
+        source["name"]: f"{source['records']:,} records, {sum(source['sequences'].values()):,} kept"
+        for source in manifest["sources"]
+    }
+    return (
+        f"{train['sequences']:,} sequences with {train['nucleotides']:,} nucleotides for training, "
+        f"{held_out['sequences']:,} held out. {fingerprint}\n\n" + _table(rows)
+    )
+
+
+def _results(metrics: list[dict[str, Any]], found: Checkpoint) -> str:
+    """Losses at the released step, and what trivial models reach on the same targets."""
+    rows: dict[str, object] = {}
+    training = [record for record in metrics if record["kind"] == "train"]
+    validation = [record for record in metrics if record["kind"] == "validation"]
+    references = [record for record in metrics if record["kind"] == "references"]
+    if training:
+        rows[f"Training loss at step {training[-1]['step']:,} (nats per masked token)"] = f"{training[-1]['loss']:.4f}"
+    if validation:
+        last = validation[-1]
+        rows[f"Validation loss at step {last['step']:,} (nats per masked token)"] = f"{last['loss']:.4f}"
+        rows["Validation perplexity over all tokens"] = f"{last['perplexity']:.3f}"
+        rows["Validation perplexity over A, C, G, U"] = f"{last['perplexity_acgu']:.3f}"
+        rows["Validation accuracy on masked tokens"] = f"{last['accuracy']:.3f}"
+    for record in references[-1:]:
+        for key in ("letter_frequencies", "markov_2", "generator_bound"):
+            if key in record:
+                rows[f"{key.replace('_', ' ')}, perplexity on the same targets"] = f"{record[key]['perplexity']:.3f}"
+    return "## Results\n\n" + _table(rows) if rows else ""
+
+
+def _origin(origin: dict[str, Any] | None, settings: Recipe, licence: str | None) -> str:
+    text = f"Released under {licence}.\n" if licence else "The publisher has not stated a licence for these weights.\n"
+    if origin is None:
+        return text + f"\nTrained from new weights (seed {settings.run.seed}).\n"
+    stated = f"`{origin['licence']}`" if origin.get("licence") else "not stated there"
+    return text + f"\nTraining started from `{origin['init_from']}`, whose licence is {stated}.\n"
+
+
+def _table(rows: dict[str, object]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,205 @@
+"""From a run to a directory that others load, checked before it is published.
+
+The directory is written aside; every layout in it is read back from disk, put into a fresh model, and must give the
+trained model's outputs on real sequences; only then is it renamed into place.
+
+    release/README.md, config.json, model.safetensors, tokenizer_config.json, vocab.txt   MultiMolecule / Hugging Face
+            original/NAME.pt                                                              the authors' repository
+            recipe.yaml                                                                   every setting of the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from data import randomness
+from data.errors import DataError
+from data.formats.fasta import read_fasta
+from data.index import Corpus
+from data.normalise import KEPT, LetterPolicy, Normaliser
+from models import MODELS
+from models.layouts.detect import LAYOUTS, read_checkpoint
+from pretrain import recipe
+from pretrain.card import model_card
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import Recipe
+from pretrain.errors import PretrainError
+from pretrain.initialise import own_checkpoint, unpadded
+from pretrain.objectives import OBJECTIVES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Largest difference of a logit that counts as the same model. fp32 weights come back bit for bit; bf16 ones are
+# rounded, so they are compared with the trained weights rounded alike.
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Options:
+    layouts: tuple[str, ...] = ("multimolecule", "original")
+    vocabulary: int = 28  # MultiMolecule's alphabet: 28 tokens since 0.2.0, 26 before
+    dtype: str = "float32"
+    shard_bytes: int | None = None
+    licence: str | None = None
+    sequences: Path | None = None  # FASTA to check outputs on; the run's corpus unless given
+    overwrite: bool = False
+
+
+@dataclass
+class Checked:
+    layout: str
+    path: Path
+    largest_difference: float  # of any logit
+    sequences: int
+
+
+def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[Checked]]:
+    """Export ``source`` (a run directory or one checkpoint) to the new directory ``to``.
+
+    Raises PretrainError, DataError or ModelError, leaving nothing behind, when something is missing, ``to`` exists, or
+    a written layout does not give the trained model's outputs.
+    """
+    found = own_checkpoint(source)
+    if found is None:
+        raise PretrainError(f"{source} is neither a run directory nor a checkpoint (step-NNNNNNNN)")
+    if to.exists() and not options.overwrite:
+        raise PretrainError(f"{to} exists already; choose another --to, or give --overwrite to replace it")
+    found.verify()
+    settings = recipe.read_resolved(found.recipe_path)
+    run = found.path.parent.parent if found.path.parent.name == "checkpoints" else None
+    state = unpadded(settings, found.weights())
+    letters = _sequences(settings, options.sequences)
+
+    partial = to.parent / f".{to.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        checked = [_write_and_check(layout, partial, state, settings, letters, options) for layout in options.layouts]
+        (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
+        (partial / "README.md").write_text(model_card(run, found, settings, to.name, options.licence))
+        _publish(partial, to)
+    except OSError as error:
+        raise PretrainError(f"the release cannot be written to {to} ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for result in checked:
+        result.path = to / result.path.relative_to(partial)
+    return found, checked
+
+
+def _write_and_check(
+    layout: str,
+    directory: Path,
+    state: dict[str, Tensor],
+    settings: Recipe,
+    letters: list[npt.NDArray[np.uint8]],
+    options: Options,
+) -> Checked:
+    name, dtype = recipe.model_name(settings), DTYPES[options.dtype]
+    config = _unpadded_config(settings)
+    if layout == "multimolecule":
+        path = directory
+        LAYOUTS[name].write_multimolecule(
+            path, state, config, tokens=options.vocabulary, dtype=dtype, shard_bytes=options.shard_bytes
+        )
+    else:
+        path = directory / "original" / f"{name}_{settings.run.name}.pt"
+        path.parent.mkdir()
+        torch.save({key: value.to(dtype) for key, value in LAYOUTS[name].to_original(state, config).items()}, path)
+    read_name, read_config, read_state = _read_back(layout, path, config)
+    if read_name != name:
+        raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
+    rounded = {key: value.to(dtype).float() for key, value in state.items()}
+    before = _logits(_model(name, config, rounded), settings, letters)
+    after = _logits(_model(name, read_config, read_state), settings, letters)
+    difference = float((before - after).abs().max())
+    if not difference <= TOLERANCE:
+        raise PretrainError(
+            f"the release was not published: read back from the {layout} layout, the model's outputs differ by "
+            f"{difference:.2g} (at most {TOLERANCE:g} is allowed)"
+        )
+    return Checked(layout, path, difference, len(letters))
+
+
+def _read_back(layout: str, path: Path, config: Any) -> tuple[str, Any, dict[str, Tensor]]:
+    name, read_config, state = read_checkpoint(path)
+    if layout == "original":  # that layout does not store the number of heads
+        read_config = dataclasses.replace(read_config, heads=config.heads)
+    return name, read_config, state
+
+
+def _unpadded_config(settings: Recipe) -> Any:
+    return dataclasses.replace(settings.model, ffn_pad_to=1, kernel="auto", checkpointing=False)
+
+
+def _model(name: str, config: Any, state: dict[str, Tensor]) -> nn.Module:
+    _, model_class = MODELS[name]
+    with torch.device("meta"):
+        model: nn.Module = model_class(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, settings: Recipe, letters: list[npt.NDArray[np.uint8]]) -> Tensor:
+    """[M, V] on masked rows of these sequences: masks, crops, special tokens and ordinary letters all take part."""
+    _, objective_class = OBJECTIVES[settings.objective.name]
+    objective = objective_class(settings.objective)
+    keys = randomness.keys(randomness.key("release"), np.arange(len(letters)))
+    result: Tensor = objective.logits(model, objective.collate(letters, keys))
+    return result
+
+
+def _sequences(settings: Recipe, fasta: Path | None, most: int = 16) -> list[npt.NDArray[np.uint8]]:
+    """Real sequences to compare outputs on: from a FASTA, or the held-out (else the training) split of the corpus."""
+    if fasta is not None:
+        normalise, found = Normaliser(LetterPolicy()), []
+        for records in read_fasta(fasta):
+            normalised = normalise(records.bodies, str(fasta))
+            kept = zip(normalised.sequences, normalised.verdict.tolist(), strict=True)
+            found += [np.frombuffer(text, dtype=np.uint8) for text, verdict in kept if verdict == KEPT]
+            if len(found) >= most:
+                break
+        if not found:
+            raise DataError(f"{fasta} holds no sequence that a model can read; give other --sequences")
+        return found[:most]
+    try:
+        corpus = _any_split(settings.data.corpus)
+    except DataError as error:
+        raise DataError(
+            f"outputs cannot be checked on the run's corpus ({error}); give sequences with --sequences FASTA"
+        ) from error
+    return [letters.copy() for letters in corpus.letters(np.arange(min(most, corpus.count)))]
+
+
+def _any_split(path: str) -> Corpus:
+    try:
+        return Corpus.open(path, "validation")
+    except DataError:
+        return Corpus.open(path, "train")
+
+
+def _publish(partial: Path, to: Path) -> None:
+    """Rename into place; a directory that stands there (--overwrite) is moved aside first and removed after."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    aside = to.parent / f".{to.name}.replaced"
+    shutil.rmtree(aside, ignore_errors=True)
+    if to.exists():
+        to.rename(aside)
+    partial.rename(to)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,238 @@
+"""The real command: what it prints, its exit codes, configs, and a kill at any moment."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from data.prepare_config import load_prepare_config, source_files
+from launch.cli import CONFIGS, ROOT, find_config, main_guard
+from launch.prepare import main
+from tests.data.corpora import config, content, random_sequences, write_fasta
+
+
+def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch/prepare.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    return write_fasta(tmp_path / "my.fa", random_sequences(300, shortest=16))
+
+
+def test_prepare_verify_describe(tmp_path: Path, fasta: Path) -> None:
+    done = run("--fasta", fasta, "--to", "corpora/my", "min_length=20", "seed=3", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "records read" in done.stdout
+    assert "too short" in done.stdout
+    assert "rRNA" in done.stdout
+    assert "reading my: 100 %" in done.stderr  # plain lines: stderr is no terminal here
+    corpus = tmp_path / "corpora" / "my"
+    assert run("verify", corpus).stdout.startswith(f"{corpus}: intact; ")
+    described = run("describe", corpus)
+    assert described.returncode == 0
+    assert "100 - 199" in described.stdout
+    assert "validation" in described.stdout
+    with open(corpus / "train-000000.tar", "r+b") as file:
+        file.seek(3000)
+        file.write(b"!")
+    broken = run("verify", corpus)
+    assert broken.returncode == 2
+    assert "train-000000.tar" in broken.stderr
+    assert "Traceback" not in broken.stderr
+
+
+@pytest.mark.parametrize("command", ["describe", "verify", "--help", "--config"])
+def test_no_command_but_a_build_loads_torch(tmp_path: Path, fasta: Path, command: str) -> None:
+    """A build loads it, since webdataset's tar writer does; the others answer at once."""
+    assert main(["--fasta", str(fasta), "--to", str(tmp_path / "corpus")]) == 0
+    probe = (
+        "import sys, atexit, launch.prepare\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        "sys.exit(launch.prepare.main(sys.argv[1:]))\n"
+    )
+    arguments = [command, str(tmp_path / "corpus")] if command != "--help" else [command]
+    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == (2 if command == "--config" else 0), done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+BAD = {
+    "missing.fa": (None, "does not exist"),
+    "empty.fa": (b"", "empty (0 bytes)"),
+    "text.fa": (b"hello\n>a\nACGU\n", "line 1: expected a FASTA header"),
+    "reads.fa": (b"@r\nACGU\n+\nIIII\n", "FASTQ"),
+    "cut.fa.gz": (gzip.compress(b">a\nACGU\n" * 9000)[:-30], "was cut"),
+    "twice.fa.gz": (gzip.compress(gzip.compress(b">a\nACGU\n")), "gzip inside gzip"),
+    "protein.fa": (b">p\nMKTAYIAKQRQISFVKSHFSRQ\n" * 30, "protein"),
+    "binary.fa": (b">a\nAC\0GU\n", "NUL"),
+    "short.fa": (b">a\nACGU\n", "no sequence is left"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fasta: Path
+) -> None:
+    text, message = BAD[name]
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text)
+    # Through main(): the same code as the command, without starting Python nine times.
+    sources = [str(path)] if name == "short.fa" else [str(fasta), str(path)]
+    assert main(["--fasta", *sources, "--to", str(tmp_path / "out" / "corpus")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    if name != "short.fa":
+        assert name in errors[0]
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_the_real_command_ends_with_code_2(tmp_path: Path) -> None:
+    done = run("--fasta", tmp_path / "none.fa", "--to", tmp_path / "corpus")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: source none: ")
+    assert done.stderr.count("\n") == 1
+
+
+def yaml(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+GOOD = "name: x\nsources:\n- {name: a, path: a.fa}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (GOOD + "min_lenght: 3\n", [], "c.yaml: unknown key 'min_lenght'; did you mean 'min_length'?"),
+        ("name: x\nsources:\n- {nme: a, path: a.fa}\n", [], "unknown key 'sources[0].nme'; did you mean 'name'?"),
+        (GOOD + "min_length: many\n", [], "c.yaml: min_length: Value 'many'"),
+        ("sources:\n- {name: a, path: a.fa}\n", [], "c.yaml: name has no value"),
+        ("name: x\nsources:\n- {name: a}\n", [], "sources[0].path has no value"),
+        ("name: x\n", [], "sources is empty"),
+        ("name: x\nsources: a.fa\n", [], "sources must be a list"),
+        ("name: x\nsources: [a.fa]\n", [], "sources[0] must have"),
+        ("- a\n", [], "expected `key: value` lines"),
+        ("name: [x\n", [], "not valid YAML"),
+        (GOOD, ["ambiguity=maybe"], "ambiguity is 'maybe', expected one of keep, drop, N"),
+        (GOOD, ["inosine=X"], "inosine is 'X'"),
+        (GOOD, ["other_letters=keep"], "other_letters is 'keep', expected one of drop, N"),
+        (GOOD, ["min_length=0"], "min_length is 0"),
+        (GOOD, ["max_length=5"], "max_length is 5"),
+        (GOOD, ["validation_fraction=1.5"], "validation_fraction is 1.5"),
+        (GOOD, ["validation_minimum=-1"], "validation_minimum is -1"),
+        (GOOD, ["shard_megabytes=0"], "shard_megabytes is 0"),
+        (GOOD, ["name=a/b"], "name is 'a/b'"),
+        (GOOD, ["seeds=1"], "unknown key 'seeds'; did you mean 'seed'?"),
+        (GOOD, ["seed"], "'seed' is not an override"),
+        (GOOD, ["sources.0.typ=tRNA"], "Key 'typ' not in"),
+        (GOOD, ["sources.0.type=tRNAs"], "sources[0].type 'tRNAs' is no RNA type; did you mean 'tRNA'?"),
+        (GOOD, ["sources.4.path=x"], "there are 1 sources"),
+        (GOOD + "- {name: a, path: b.fa}\n", [], "sources[1].name is 'a', expected a name that no other source has"),
+    ],
+)
+def test_bad_configs_name_file_key_and_cure(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        load_prepare_config(yaml(tmp_path / "c.yaml", text), overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    loaded = load_prepare_config(yaml(tmp_path / "c.yaml", GOOD + "seed: 1\n"), ["seed=2", "sources.0.path=b.fa"])
+    assert (loaded.seed, loaded.sources[0].path, loaded.min_length) == (2, "b.fa", 16)
+    assert loaded.output_path == Path("corpora/x")
+
+
+def test_shipped_configs_are_valid() -> None:
+    for path in sorted((CONFIGS / "data").glob("*.yaml")):
+        if "sources" in path.read_text():
+            assert load_prepare_config(path).name == path.stem
+    rnacentral = load_prepare_config(find_config("data/rnacentral.yaml"))
+    assert (rnacentral.min_length, rnacentral.max_length) == (16, 8192)
+
+
+def test_find_config(tmp_path: Path) -> None:
+    assert find_config("data/rnacentral.yaml") == CONFIGS / "data" / "rnacentral.yaml"
+    own = yaml(tmp_path / "own.yaml", GOOD)
+    assert find_config(str(own)) == own
+    with pytest.raises(DataError, match=r"did you mean data/rnacentral\.yaml\?"):
+        find_config("data/rnacentrl.yaml")
+
+
+def test_source_paths(tmp_path: Path) -> None:
+    for name in ("b.fa.gz", "a.fasta", "c.fna", "notes.txt", ".hidden.fa", "deep/d.fa"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b">a\nACGU\n")
+
+    def names(path: str) -> list[str]:
+        chosen = config(tmp_path / "x", tmp_path / path).sources[0]
+        return [p.relative_to(tmp_path).as_posix() for p in source_files(chosen)]
+
+    assert names("") == ["a.fasta", "b.fa.gz", "c.fna"]
+    assert names("**/*.fa") == ["deep/d.fa"]
+    assert names("notes.txt") == ["notes.txt"]
+    for path in ("none", "*.gb"):
+        with pytest.raises(DataError, match="source0"):
+            names(path)
+
+
+def test_main_guard() -> None:
+    def raises(error: BaseException) -> int:
+        def fail() -> None:
+            raise error
+
+        return main_guard(fail)()
+
+    assert main_guard(lambda: None)() == 0
+    assert main_guard(lambda: 75)() == 75
+    assert raises(DataError("x")) == 2
+    assert raises(KeyboardInterrupt()) == 130
+    with pytest.raises(ZeroDivisionError):
+        raises(ZeroDivisionError())
+
+
+def test_killed_at_any_moment_and_restarted(tmp_path: Path) -> None:
+    """kill -9 after random times, restart until done: the same bytes as one undisturbed build."""
+    fasta = write_fasta(tmp_path / "my.fa", random_sequences(20_000, shortest=16))
+    # Slowed down, so that the kills fall into every phase.
+    slow = (
+        "import sys, time\n"
+        "from data.corpus import prepare\n"
+        "from data.prepare_config import load_prepare_config\n"
+        "def progress(*_):\n"
+        "    print(flush=True)\n"
+        "    time.sleep(0.02)\n"
+        "config = load_prepare_config(None, [], name='my', output=sys.argv[2], overwrite=True,\n"
+        "                             sources=[{'name': 'my', 'path': sys.argv[1]}])\n"
+        "prepare(config, progress, buckets=16, chunk_bytes=100_000)\n"
+    )
+    command = [sys.executable, "-c", slow, str(fasta)]
+    expected, output, partial = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / ".killed.partial"
+    subprocess.run([*command, str(expected)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    chance = random.Random(0)
+    left = set()
+    for attempt in range(6):
+        with subprocess.Popen([*command, str(output)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # it is at work
+            time.sleep(chance.uniform(0, 1.0) * (attempt > 0))
+            process.send_signal(signal.SIGKILL)
+        if partial.exists():
+            left.add(tuple(sorted(path.name for path in partial.iterdir())))
+        assert not output.exists() or content(output) == content(expected), attempt
+    subprocess.run([*command, str(output)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert content(output) == content(expected)
+    assert len(left) >= 2  # kills during both scanning and writing
+    assert not partial.exists()
