@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: demo test quick lint clean
 
 demo: $(VENV)/installed
-	test -d corpora/demo || python launch/prepare.py synthetic --preset demo --sequences 24000 --to corpora/demo validation_fraction=0.05
+	test -d corpora/demo || python launch/prepare.py synthetic --sequences 24000 --to corpora/demo validation_fraction=0.05
 	deepspeed --num_gpus 1 launch/pretrain.py --config demo.yaml
 	python launch/report.py runs/demo
 	python launch/export.py runs/demo --to release/demo --overwrite

@@ -40,7 +40,10 @@ def key(*parts: int | str) -> int:
 
 
 def keys(base: int, parts: npt.ArrayLike) -> U64:
-    """One key per element of ``parts`` (integers), all derived from ``base``: the key of each sample of a batch."""
+    """One key per element of ``parts`` (integers), all derived from ``base``: the key of each sample of a batch.
+
+    ``base`` must be a key itself: two small integers as bases would give the same keys in another order.
+    """
     words = np.asarray(parts).astype(np.uint64)
     return mix((words ^ np.uint64(base)) + GOLDEN)
 

@@ -4,12 +4,14 @@ python launch/prepare.py --config data/rnacentral.yaml [key=value ...]
 python launch/prepare.py --fasta my.fa.gz more/ --to corpora/my [key=value ...]
 python launch/prepare.py verify DIR
 python launch/prepare.py describe DIR
+python launch/prepare.py synthetic --sequences 24000 --to corpora/demo [key=value ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ if __name__ == "__main__":  # launch/ comes first on the path, where `pretrain` 
 from data.corpus import prepare
 from data.errors import DataError
 from data.prepare_config import PrepareConfig, load_prepare_config
+from data.synthetic import SyntheticCorpus
+from data.synthetic_family import PRESETS
 from data.verify import verify
 from launch.cli import find_config, main_guard
 from launch.corpus_tables import build_progress, print_build, print_description
@@ -93,7 +97,32 @@ def describe_command(arguments: Sequence[str]) -> None:
     print_description(_directory("describe", arguments))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"verify": verify_command, "describe": describe_command}
+def synthetic_command(arguments: Sequence[str]) -> None:
+    """Makes the embedded corpus: RNA families with a known structure, for trying things out."""
+    parser = argparse.ArgumentParser(prog="prepare.py synthetic", description=synthetic_command.__doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
+    parser.add_argument("--sequences", type=int, default=24000, help="members drawn, before duplicates are removed")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--to", metavar="DIR", help="the corpus to make")
+    parser.add_argument("--fasta", metavar="FILE", help="write only a FASTA file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parsed = parser.parse_intermixed_args(arguments)
+    if bool(parsed.to) == bool(parsed.fasta):
+        raise DataError("give either --to DIR for a corpus or --fasta FILE for a FASTA file.")
+    corpus = SyntheticCorpus(parsed.seed, parsed.preset)
+    if parsed.fasta:
+        print(f"written to {corpus.write_fasta(parsed.fasta, parsed.sequences)}")
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        fasta = corpus.write_fasta(Path(directory) / "synthetic.fa", parsed.sequences)
+        build_command(["--fasta", str(fasta), "--to", parsed.to, *parsed.overrides])
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "verify": verify_command,
+    "describe": describe_command,
+    "synthetic": synthetic_command,
+}
 
 
 @main_guard

@@ -11,6 +11,7 @@ renames the directory into place. A crash at any moment leaves the old checkpoin
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 import logging
@@ -71,11 +72,13 @@ def save(directory: Path, engine: Engine, progress: Progress, recipe_yaml: str, 
             "shapes": {name: list(shape) for name, shape in engine.shapes.items()},
             "written_by": {"ranks": world.ranks, "zero_stage": engine.stage},
             "files": files,
+            "recipe_sha256": hashlib.sha256(recipe_yaml.encode()).hexdigest(),
         }
         world.together(lambda: _publish(partial, final, manifest, recipe_yaml) if world.first else None)
     except BaseException:
         if world.first:
-            _remove(partial)
+            with contextlib.suppress(OSError):  # what made saving fail may fail this too; the next save removes it
+                _remove(partial)
         raise
     return final
 
@@ -154,6 +157,9 @@ class Checkpoint:
         self.shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self.written_by = manifest["written_by"]
         self.files: list[dict[str, Any]] = manifest["files"]
+        self._recipe_sha256 = manifest["recipe_sha256"]
+        if not self.recipe_path.is_file():
+            raise PretrainError(f"the checkpoint {path} lacks its file {RECIPE}; use another checkpoint")
         for file in self.files:
             found = path / file["name"]
             if not found.is_file():
@@ -174,11 +180,13 @@ class Checkpoint:
         try:
             manifest: dict[str, Any] = json.loads(path.read_text())
             found = manifest["format"]
-            complete = {"progress", "shapes", "written_by", "files"} <= manifest.keys()
+            lacking = {"progress", "shapes", "written_by", "files", "recipe_sha256"} - manifest.keys()
         except (ValueError, KeyError, TypeError) as error:
             raise PretrainError(f"{path} is damaged ({error}); use another checkpoint") from error
-        if found != FORMAT or not complete:
+        if found != FORMAT:
             raise PretrainError(f"{path} has format {found}, but this version reads format {FORMAT}")
+        if lacking:
+            raise PretrainError(f"{path} is damaged (it lacks {min(lacking)}); use another checkpoint")
         return manifest
 
     @property
@@ -190,11 +198,12 @@ class Checkpoint:
 
         def mine() -> None:
             first, apart = (world.rank, world.ranks) if world else (0, 1)
-            for file in self.files[first::apart]:
-                if _sha256(self.path / file["name"]) != file["sha256"]:
+            expected = [(RECIPE, self._recipe_sha256), *((file["name"], file["sha256"]) for file in self.files)]
+            for name, sha256 in expected[first::apart]:
+                if _sha256(self.path / name) != sha256:
                     raise PretrainError(
-                        f"{self.path / file['name']} is damaged: its content does not match its hash; use "
-                        "another checkpoint"
+                        f"{self.path / name} is damaged: its content does not match its hash; continue from another "
+                        "checkpoint with run.resume=PATH, or remove this one"
                     )
 
         world.together(mine) if world else mine()
@@ -293,12 +302,28 @@ def newest(directory: Path) -> Checkpoint | None:
 
 
 def rotate(directory: Path, keep: int, permanent_every: int | None) -> None:
-    """Remove all but the ``keep`` newest complete checkpoints and the permanent ones, and what a killed save left."""
-    for leftover in directory.glob(".step-*.partial"):
-        _remove(leftover)
-    for step, path in steps_on_disk(directory)[keep:]:
-        if permanent_every is None or step % permanent_every != 0:
+    """Remove all but the ``keep`` newest complete checkpoints and the permanent ones, and what a killed save left.
+
+    An incomplete one among those kept does not count and stays, for a person to look at.
+    """
+    superseded, complete = list(directory.glob(".step-*.partial")), 0
+    for step, path in steps_on_disk(directory):
+        if complete >= keep and (permanent_every is None or step % permanent_every != 0):
+            superseded.append(path)
+        complete += _is_complete(path)
+    for path in superseded:
+        try:
             _remove(path)
+        except OSError as error:
+            log.warning("the old checkpoint %s cannot be removed (%s)", path, error)
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        Checkpoint(path)
+    except PretrainError:
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -66,10 +66,15 @@ class World:
             result = work()
         except USER_ERRORS as error:
             problem = error
+        self.fail_together(problem)
+        return result  # type: ignore[return-value]
+
+    def fail_together(self, problem: Exception | None) -> None:
+        """Raise on every rank if any has a ``problem``; the first that has one tells it. All ranks must call this."""
         problems = self.gather(str(problem) if problem else None)
         failed = [(rank, text) for rank, text in enumerate(problems) if text is not None]
         if not failed:
-            return result  # type: ignore[return-value]
+            return
         if failed[0][0] != self.rank:
             raise OtherRankFailed(failed[0][1])
         raise problem  # type: ignore[misc]
@@ -129,7 +134,7 @@ def _fill_environment() -> None:
         environment["RANK"] = environment["SLURM_PROCID"]
         environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-        environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_JOB_NODELIST"]))
+        environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"])))
         # Every task computes the same port, and two jobs on one node get different ones.
         environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
     if "RANK" not in environment:
@@ -151,9 +156,10 @@ def free_port() -> int:
 
 
 def _local_ranks() -> int:
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        ranks = re.match(r"\d+", os.environ.get(name, ""))  # Slurm writes `4(x2),3`
+        if ranks:
+            return int(ranks.group())
     return 1
 
 

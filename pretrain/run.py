@@ -40,15 +40,21 @@ class RunDirectory:
         try:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PretrainError(f"the run directory {self.path} cannot be made ({error}); set run.directory") from error
+            raise _unwritable(self.path, error) from error
 
     def start_log(self, rank: int) -> None:
-        """Log to a file of this rank; warnings of rank 0 also go to the screen."""
+        """Log to a file of this rank; warnings of rank 0 also go to the screen.
+
+        Raises PretrainError when the file cannot be written.
+        """
         log.setLevel(logging.INFO)
         log.propagate = False
         for handler in list(log.handlers):
             log.removeHandler(handler)
-        file = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
+        try:
+            file = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
         if rank == 0:
@@ -58,9 +64,12 @@ class RunDirectory:
             log.addHandler(screen)
 
     def describe(self, settings: Recipe, world: World) -> None:
-        """Write recipe.yaml and environment.json."""
-        _replace(self.path / "recipe.yaml", recipe.to_yaml(settings))
-        _replace(self.path / "environment.json", json.dumps(environment(world), indent=1, sort_keys=True) + "\n")
+        """Write recipe.yaml and environment.json. Raises PretrainError when they cannot be written."""
+        try:
+            _replace(self.path / "recipe.yaml", recipe.to_yaml(settings))
+            _replace(self.path / "environment.json", json.dumps(environment(world), indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def record_origin(self, origin: dict[str, str | None]) -> None:
         """Keep what the run started from, for the card of a release."""
@@ -77,7 +86,18 @@ class RunDirectory:
                     "continue it with run.resume=auto"
                 )
             return None
-        return checkpoint.Checkpoint(Path(resume))
+        found = checkpoint.Checkpoint(Path(resume))
+        later = [path for step, path in checkpoint.steps_on_disk(self.checkpoints) if step > found.progress.step]
+        if later:
+            raise PretrainError(
+                f"run.resume={resume} is older than {later[0]} of the same run; continue that with run.resume=auto, or "
+                "move the later checkpoints away, or choose another run.name"
+            )
+        return found
+
+
+def _unwritable(path: Path, error: OSError) -> PretrainError:
+    return PretrainError(f"the run directory {path} cannot be written ({error}); mend it, or set run.directory")
 
 
 def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint: str) -> list[str]:

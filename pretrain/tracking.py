@@ -97,6 +97,12 @@ def read_metrics(path: Path) -> list[Record]:
     return records
 
 
+def last_validation(directory: Path) -> int:
+    """The last step that metrics.jsonl holds a validation of; 0 if none."""
+    steps = [record["step"] for record in read_metrics(directory / "metrics.jsonl") if record["kind"] == "validation"]
+    return max(steps, default=0)
+
+
 def forget_after(directory: Path, step: int) -> None:
     """Drop the records that a run continuing after ``step`` steps will write again, atomically.
 

@@ -19,7 +19,7 @@ from pretrain import checkpoint, initialise, recipe
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
 from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
-from pretrain.engine import Engine
+from pretrain.engine import Engine, deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, padded_tokens, peak_flops
 from pretrain.meter import Meter
@@ -28,7 +28,7 @@ from pretrain.references import reference_losses
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.schedule import learning_rate
 from pretrain.signals import RESUBMIT, StopRequest
-from pretrain.tracking import Tracker, forget_after
+from pretrain.tracking import Tracker, forget_after, last_validation
 from pretrain.validation import Validation
 
 log = logging.getLogger("rnafoundry")
@@ -45,22 +45,26 @@ class Trainer:
         self.settings, self.world, self.stop = settings, world, stop
         self.directory = RunDirectory(settings)
         world.together(self.directory.create if world.first else lambda: None)
-        self.directory.start_log(world.rank)
+        world.together(lambda: self.directory.start_log(world.rank))
         found = world.together(self._open)
+        if found is not None:
+            found.verify(world)
+        world.together(lambda: deepspeed_config(settings))
         model = world.together(lambda: self._initial_model(found))
         self.cost = partial(cost_of(settings).flops, settings.model)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.engine = Engine(model, settings, world)
         if found is not None:
-            found.verify(world)
             world.together(lambda: found.restore(self.engine))
         self.skipped_in_a_row = 0
         self.saved_step = self.progress.step if found else -1
         self.peak = peak_flops(settings.compute, world.device)
         self.meter = Meter(world)
+        world.together(lambda: self.directory.describe(settings, world) if world.first else None)
+        validated = 0
         if world.first:
             forget_after(self.directory.path, self.progress.step)
-            self.directory.describe(settings, world)
+            validated = last_validation(self.directory.path)
             self.tracker = Tracker(
                 self.directory.path,
                 settings.tracking,
@@ -68,6 +72,7 @@ class Trainer:
                 recipe.to_dict(settings),
                 self.progress.tracker,
             )
+        self.validated_step = int(world.sum([validated])[0])
         self.console = Console(self.total_steps, self.progress.step, shown=world.first)
 
     def _open(self) -> checkpoint.Checkpoint | None:
@@ -132,6 +137,8 @@ class Trainer:
         """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
         world, progress = self.world, self.progress
         self._introduce()
+        if self._due(self.settings.validation.every_steps):  # a kill came between saving and validating
+            self._validate()
         for step, problem in self._steps():
             weight, stopping, failing, clock = world.sum(
                 [
@@ -142,7 +149,7 @@ class Trainer:
                 ]
             )
             if failing:
-                raise problem or OtherRankFailed("another rank could not read its data")
+                world.fail_together(problem)
             if stopping:
                 return self._stop_early()
             if clock:
@@ -172,6 +179,8 @@ class Trainer:
             if self._due(self.settings.validation.every_steps):
                 self._validate()
         self._save()
+        if not self._validate():
+            return self._stop_early()
         self._conclude()
         return DONE
 
@@ -256,20 +265,24 @@ class Trainer:
             log.info("saved %s in %.1f s", path, time.perf_counter() - paused)
         self.meter.resume(paused)
 
-    def _validate(self) -> dict[str, Any] | None:
-        if self.validation is None:
-            return None
+    def _validate(self) -> bool:
+        """Validate the current step unless that was done. Returns False when a stop was asked for meanwhile."""
+        if self.validation is None or self.validated_step == self.progress.step:
+            return True
         paused = self.meter.pause()
         report = self.validation.run(self.engine, self.world, self.stop.requested)
         self.meter.resume(paused)
-        if report is not None and self.world.first:
+        if report is None:
+            return False
+        self.validated_step = self.progress.step
+        if self.world.first:
             self.tracker.write("validation", self.progress.step, report)
             self.console.say(
                 f"validation at step {self.progress.step}: loss {report['loss']:.4f}  perplexity "
                 f"{report['perplexity']:.3f}  accuracy {report['accuracy']:.3f}  (A, C, G, U alone: perplexity "
                 f"{report['perplexity_acgu']:.3f})"
             )
-        return report
+        return True
 
     def _stop_early(self) -> int:
         self._save()
@@ -289,9 +302,12 @@ class Trainer:
             f"{settings.deepspeed.zero_stage}); {self.corpus.count:,} training sequences, {tokens} nucleotides; "
             f"{self.total_steps:,} steps of {settings.batch.sequences} sequences; {self.origin}"
         )
-        if self.validation is None or not settings.validation.baselines or not world.first:
+        validation = self.validation
+        if validation is None or not settings.validation.baselines:
             return
-        references = reference_losses(self.corpus, self.validation)
+        references = world.together(lambda: reference_losses(self.corpus, validation) if world.first else {})
+        if not world.first:
+            return
         if self.progress.step == 0:
             self.tracker.write("references", 0, references)
         for title, figures in references.items():
@@ -301,7 +317,6 @@ class Trainer:
             )
 
     def _conclude(self) -> None:
-        self._validate()
         progress = self.progress
         self.console.say(
             f"done: {progress.step:,} steps, {progress.sequences:,} sequences, {quantity(progress.nucleotides)} "

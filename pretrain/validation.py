@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data import layout, randomness
 from data.index import Corpus
-from pretrain.distributed import World
+from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.mlm import MLM, MaskedBatch
 
@@ -48,8 +48,11 @@ class Validation:
         engine.deepspeed.eval()
         try:
             with torch.no_grad():
-                for chosen, batch in self.micro_batches(world.rank, world.ranks):
-                    if world.sum([stopping()])[0]:
+                for chosen, batch, problem in self._readable(world):
+                    stopped, failing = world.sum([stopping(), problem is not None])
+                    if failing:
+                        world.fail_together(problem)
+                    if stopped:
                         return None
                     logits = self.objective.logits(engine.module, batch.to(world.device)).cpu()
                     if batch.weight:
@@ -57,6 +60,15 @@ class Validation:
         finally:
             engine.deepspeed.train()
         return self._report(np.array(world.sum(sums.ravel().tolist())).reshape(sums.shape))
+
+    def _readable(self, world: World) -> Iterator[tuple[npt.NDArray[np.int64], MaskedBatch, Exception | None]]:
+        """`micro_batches`; a failure to read them comes as the third of the tuple, once."""
+        try:
+            for chosen, batch in self.micro_batches(world.rank, world.ranks):
+                yield chosen, batch, None
+        except USER_ERRORS as error:
+            nothing: list[npt.NDArray[np.uint8]] = []
+            yield self.ids[:0], self.objective.collate(nothing, self._keys[:0]), error
 
     def _sums(self, logits: Tensor, batch: MaskedBatch, types: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         targets = batch.targets.cpu()
