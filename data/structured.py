@@ -2,6 +2,7 @@
 
 The schema is a dataclass (through OmegaConf); a YAML file and then `key=value` arguments override its defaults.
 A mistake names the file or the argument, the full key, and the nearest valid key or the expected type.
+A field that is a list of dataclasses is given as a list in a file, and `field.0.key=value` sets one key of one entry.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ def read_yaml(path: Path) -> DictConfig:
         content = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path of the configuration") from error
     if content is None or (OmegaConf.is_list(content) and len(content) == 0):
         return OmegaConf.create({})
     if not OmegaConf.is_dict(content):
@@ -48,12 +52,18 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def read_overrides(arguments: Sequence[str]) -> DictConfig:
-    """`section.key=value` arguments as a mapping. A value is read as YAML, so lists and null work."""
+    """`section.key=value` arguments as a mapping. A value is read as YAML, so lists and null work.
+
+    `list[0].key=value` is the same as `list.0.key=value`: a mapping of numbers to entries, which `merge` understands.
+    """
+    plain = []
     for argument in arguments:
-        if not re.match(r"^[A-Za-z_][\w.\-]*=", argument):
+        key, equals, value = argument.partition("=")
+        if not equals or not re.match(r"^[A-Za-z_][\w.\-]*(\[\d+\][\w.\-]*)*$", key):
             raise DataError(f"the argument {argument!r} is not understood; settings are given as section.key=value")
+        plain.append(re.sub(r"\[(\d+)\]", r".\1", key) + "=" + value)
     try:
-        return OmegaConf.from_dotlist(list(arguments))
+        return OmegaConf.from_dotlist(plain)
     except (OmegaConfBaseException, YAMLError) as error:
         raise DataError(
             f"the arguments {' '.join(arguments)} cannot be read: {' '.join(str(error).split())}"
@@ -71,6 +81,7 @@ def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also
     valid = [prefix + name for name in (*all_keys(schema), *also)]
     for origin, layer in layers:
         _require_sections(schema, layer, origin, prefix)
+        layer = _with_whole_lists(schema, config, layer, origin, prefix)
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
@@ -100,6 +111,51 @@ def _require_sections(schema: Any, layer: Any, origin: str, prefix: str) -> None
             raise DataError(f"{origin}: {key} must be a section of keys, such as {key}.KEY, not {part!r}")
         if is_schema:
             _require_sections(section, part, origin, f"{key}.")
+
+
+def _with_whole_lists(schema: Any, config: Any, layer: Any, origin: str, prefix: str) -> Any:
+    """The layer with `{0: {key: value}}` laid over the list that ``config`` holds so far; entries are checked."""
+    for name, entry in _dataclass_lists(schema).items():
+        if name not in layer or OmegaConf.is_interpolation(layer, name):
+            continue
+        key, part = prefix + name, layer[name]
+        names = [field.name for field in dataclasses.fields(entry)]
+        if OmegaConf.is_dict(part) and part and all(str(number).isdigit() for number in part):
+            entries = {int(number): part[number] for number in part}
+            known = len(config[name])
+            if max(entries) >= known:
+                raise DataError(f"{origin}: {key}.{max(entries)}: {key} has {known} entries, numbered from 0")
+        elif OmegaConf.is_list(part):
+            entries = dict(enumerate(part))
+        else:
+            raise DataError(f"{origin}: {key} must be a list of entries with {', '.join(names)}, not {part!r}")
+        for number, given in entries.items():
+            if not OmegaConf.is_dict(given):
+                raise DataError(f"{origin}: {key}[{number}] must be an entry with {', '.join(names)}, not {given!r}")
+            for found in given:
+                if found not in names:
+                    near = difflib.get_close_matches(str(found), names, n=1, cutoff=0.0)[0]
+                    raise DataError(
+                        f"{origin}: there is no key {key}[{number}].{found}; the nearest valid key is "
+                        f"{key}[{number}].{near}"
+                    )
+        if OmegaConf.is_dict(part):
+            whole = [OmegaConf.to_container(old, resolve=False) for old in config[name]]
+            for number, given in entries.items():
+                whole[number].update(given)
+            layer = OmegaConf.merge(OmegaConf.masked_copy(layer, [k for k in layer if k != name]), {name: whole})
+    return layer
+
+
+def _dataclass_lists(schema: Any) -> dict[str, type]:
+    """The fields of a schema that are lists of a dataclass, with that dataclass."""
+    found = {}
+    hints = typing.get_type_hints(schema if isinstance(schema, type) else type(schema))
+    for name, hint in hints.items():
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is list and arguments and dataclasses.is_dataclass(arguments[0]):
+            found[name] = arguments[0]
+    return found
 
 
 def _sentence(error: OmegaConfBaseException, origin: str, valid: Sequence[str], prefix: str) -> str:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # launch/ itself would shadow the package `pretrain`
 
+# Read when torch loads OpenMP. Threads that wait by spinning slow a CPU run down tenfold as soon as a core is shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from launch.cli import main_guard  # noqa: E402
 
 

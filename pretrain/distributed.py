@@ -134,7 +134,9 @@ def _fill_environment() -> None:
         environment["RANK"] = environment["SLURM_PROCID"]
         environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-        environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"])))
+        environment.setdefault(
+            "MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"]))
+        )
         # Every task computes the same port, and two jobs on one node get different ones.
         environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
     if "RANK" not in environment:

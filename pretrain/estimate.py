@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.layers.attention import resolve_kernel
+from models.layers.attention import computed_tokens, resolve_kernel
 from pretrain.config import ComputeConfig, Recipe
 
 # Dense peak in TFLOP/s of bf16 and of fp32 (as torch computes it by default), from the vendors' data sheets.
@@ -52,4 +52,4 @@ def padded_tokens(lengths: npt.NDArray[np.int64], settings: Recipe, device: torc
     model: Any = settings.model
     dtype = torch.float32 if settings.compute.precision == "fp32" else torch.bfloat16
     kernel = resolve_kernel(model.kernel, device, dtype, model.attention_dropout, model.head_dim)
-    return int(lengths.max()) * len(lengths) if kernel == "sdpa" else int(lengths.sum())
+    return computed_tokens(lengths.tolist(), kernel, device, settings.compute.compile)

@@ -37,7 +37,7 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, str | None]:
     """
     assert settings.init_from is not None
     source = locate(settings.init_from)
-    name, config, state = read_weights(source)
+    name, config, state = read_weights(source, heads=settings.model.heads)
     wanted = recipe.model_name(settings)
     if name != wanted:
         raise PretrainError(f"init_from={settings.init_from} holds a {name} model, but the recipe trains {wanted}")
@@ -78,11 +78,14 @@ def locate(source: str) -> Path:
     return Path(source) if Path(source).exists() else _from_hub(source)
 
 
-def read_weights(path: Path) -> tuple[str, Any, dict[str, Tensor]]:
-    """(model name, model config, state without feed-forward padding) from anything local that `init_from` accepts."""
+def read_weights(path: Path, heads: int | None = None) -> tuple[str, Any, dict[str, Tensor]]:
+    """(model name, model config, state without feed-forward padding) from anything local that `init_from` accepts.
+
+    ``heads`` is for the original layout, which does not store their number.
+    """
     own = own_checkpoint(path)
     if own is None:
-        return read_checkpoint(path)
+        return read_checkpoint(path, heads)
     settings = recipe.read_resolved(own.recipe_path)
     own.verify()
     return recipe.model_name(settings), settings.model, unpadded(settings, own.weights())

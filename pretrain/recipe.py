@@ -72,12 +72,12 @@ def _chosen(layers: list[tuple[str, DictConfig]], section: str, known: Sequence[
 
 
 def _model(layers: Sequence[tuple[str, DictConfig]]) -> Any:
-    """The model's config dataclass. `size` picks one of its named sizes, every other key overrides a field."""
+    """The model's config dataclass. `size` picks one of its named sizes (null: none), every other key sets a field."""
     parts = _section(layers, "model")
     name = _chosen(parts, "model", list(MODELS))
     config_class, _ = MODELS[name]
-    sizes = [part["size"] for _, part in parts if part.get("size") is not None]
-    start = config_class.named(str(sizes[-1])) if sizes else config_class
+    sizes = [part["size"] for _, part in parts if "size" in part]
+    start = config_class.named(str(sizes[-1])) if sizes and sizes[-1] is not None else config_class
     fields = [(origin, _without(part, "size", "name")) for origin, part in parts]
     return structured.merge(start, fields, prefix="model.", also=("name", "size"))
 

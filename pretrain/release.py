@@ -115,7 +115,7 @@ def _write_and_check(
         path = directory / "original" / f"{name}_{settings.run.name}.pt"
         path.parent.mkdir()
         torch.save({key: value.to(dtype) for key, value in LAYOUTS[name].to_original(state, config).items()}, path)
-    read_name, read_config, read_state = _read_back(layout, path, config)
+    read_name, read_config, read_state = read_checkpoint(path, config.heads)
     if read_name != name:
         raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
@@ -128,13 +128,6 @@ def _write_and_check(
             f"{difference:.2g} (at most {TOLERANCE:g} is allowed)"
         )
     return Checked(layout, path, difference, len(letters))
-
-
-def _read_back(layout: str, path: Path, config: Any) -> tuple[str, Any, dict[str, Tensor]]:
-    name, read_config, state = read_checkpoint(path)
-    if layout == "original":  # that layout does not store the number of heads
-        read_config = dataclasses.replace(read_config, heads=config.heads)
-    return name, read_config, state
 
 
 def _unpadded_config(settings: Recipe) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Tracker:
     def _start_wandb(self, directory: Path, config: TrackingConfig, run_name: str, recipe: Mapping[str, Any]) -> Any:
         import wandb
 
-        self.ids.setdefault("wandb", wandb.util.generate_id())
+        self.ids.setdefault("wandb", secrets.token_hex(4))
         return wandb.init(
             project=config.wandb_project,
             name=run_name,

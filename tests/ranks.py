@@ -30,19 +30,7 @@ TINY = [
     "model.attention_dropout=0",
     "model.residual_dropout=0",
 ]
-# A run of a second on one core; tests append what they are about.
-QUICK = [
-    "--config",
-    "demo.yaml",
-    *TINY,
-    "batch.sequences=8",
-    "batch.tokens_per_micro_batch=1024",
-    "budget.steps=20",
-    "schedule.warmup_steps=4",
-    "tracking.log_every_steps=1",
-    "validation.sequences=0",
-    "checkpoint.every_steps=0",
-]
+QUICK = ["--config", str(ROOT / "tests" / "tiny.yaml")]  # tests append what they are about
 DROPOUT = ["model.attention_dropout=0.1", "model.residual_dropout=0.1"]
 
 

@@ -146,6 +146,15 @@ def _sdpa_in_groups(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seq
     return torch.cat(outs).index_select(0, torch.cat(rows).argsort())
 
 
+def computed_tokens(lengths: list[int], kernel: str, device: torch.device, compiled: bool = False) -> int:
+    """Tokens that ``kernel`` (a resolved name) computes on for sequences of these lengths, padding included."""
+    if kernel != "sdpa":
+        return sum(lengths)
+    grouped = device.type == "cpu" and not compiled
+    groups = length_groups(lengths) if grouped else [list(range(len(lengths)))]
+    return sum(len(group) * max(lengths[b] for b in group) for group in groups)
+
+
 def length_groups(lengths: list[int], shortest: float = SHORTEST_IN_GROUP) -> list[list[int]]:
     """Indices of ``lengths`` cut into groups whose shortest member is at least ``shortest`` of the longest."""
     groups: list[list[int]] = []

@@ -17,9 +17,10 @@ from models.layouts.reading import read_json, read_tensors
 LAYOUTS = {"rinalmo": rinalmo}  # our name of the model -> its layout file
 
 
-def read_checkpoint(path: Path | str) -> tuple[str, Any, dict[str, Tensor]]:
+def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, Any, dict[str, Tensor]]:
     """(model name, configuration, state) of a MultiMolecule directory, or of a file in the authors' layout.
 
+    ``heads``: attention heads of the model, which the authors' layout does not store (all published files: 20).
     A directory is told by `model_type` in its config.json, a `.pt`, `.pth` or `.safetensors` file by the names of its
     tensors. Raises ModelError if there is nothing to read, reading would run code, or no model of ours fits.
     """
@@ -36,7 +37,7 @@ def read_checkpoint(path: Path | str) -> tuple[str, Any, dict[str, Tensor]]:
     state = read_tensors(path)
     for name, layout in LAYOUTS.items():
         if layout.recognises_original(set(state)):
-            return name, *layout.from_original(state, source=str(path))
+            return name, *layout.from_original(state, heads or layout.HEADS, source=str(path))
     raise ModelError(
         f"{path} holds {len(state)} tensors ({', '.join(sorted(state)[:3])}, ...) that fit none of the original layouts"
         f" of {', '.join(LAYOUTS)}"

@@ -104,7 +104,7 @@ def test_a_value_that_is_no_yaml_is_quoted(argument):
     assert argument in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1\nb: 2", "a: b: c", "\tx: 1", "- 1\n- 2", "just words"])
+@pytest.mark.parametrize("text", ["a: [1\nb: 2", "a: b: c", "\tx: 1", "- 1\n- 2"])
 def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)

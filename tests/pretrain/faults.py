@@ -1,0 +1,146 @@
+"""launch/pretrain.py with a fault put into it: `faults.py FAULT=VALUE ... -- arguments of launch/pretrain.py`.
+
+Faults live here, not in the product. Each takes its value as text and patches the loaded modules before training.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[0] = str(ROOT)
+
+
+def nan_loss(where: str) -> None:
+    """`nan_loss=RANK:FIRST:LAST`: on one rank the loss of steps [FIRST, LAST] (counted from 0) is not a number."""
+    from pretrain.objectives.mlm import MLM
+    from pretrain.trainer import Trainer
+
+    rank, first, last = map(int, where.split(":"))
+    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
+
+    def run(self):
+        trainers.append(self)
+        return plain_run(self)
+
+    def loss(self, model, batch):
+        total, counts = plain_loss(self, model, batch)
+        wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
+        return total * float("nan") if wrong else total, counts
+
+    MLM.loss, Trainer.run = loss, run
+
+
+def kill_in_save(where: str) -> None:
+    """`kill_in_save=RANK:STEP:PLACE`: the rank kills itself while step STEP is saved, at one of the places below."""
+    from pretrain import checkpoint
+
+    rank, step, place = where.split(":")
+
+    def die(*_: object) -> None:
+        if int(os.environ["RANK"]) == int(rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying(name: str, applies, after: bool = False) -> None:
+        plain = getattr(checkpoint, name)
+
+        def patched(*arguments):
+            if after:
+                plain(*arguments)
+            if applies(*map(str, arguments)):
+                die()
+            return None if after else plain(*arguments)
+
+        setattr(checkpoint, name, patched)
+
+    partial = f".step-{int(step):08d}.partial"
+    if place == "before-write":
+        dying("save_file", lambda tensors, path: partial in path)
+    elif place == "torn-write":
+
+        def torn(tensors, path, plain=checkpoint.save_file):
+            plain(tensors, path)
+            if partial in str(path) and int(os.environ["RANK"]) == int(rank):
+                os.truncate(path, path.stat().st_size // 2)
+                die()
+
+        checkpoint.save_file = torn
+    elif place == "before-hash":
+        dying("_sha256", lambda path: partial in path)
+    elif place == "before-manifest":
+        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST))
+    elif place == "before-rename":
+        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST), after=True)
+    elif place == "before-rotate":
+        dying("rotate", lambda directory, keep, permanent: (Path(directory) / f"step-{int(step):08d}").is_dir())
+    else:
+        raise SystemExit(f"no place {place}")
+
+
+def no_file_above(size: str) -> None:
+    """`no_file_above=BYTES`: every write beyond that size fails, as on a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+
+
+def slow_steps(seconds: str) -> None:
+    """`slow_steps=SECONDS`: every step waits, so that a test can act at a known step."""
+    import time
+
+    from pretrain.engine import Engine
+
+    plain = Engine.step
+
+    def step(self, learning_rate):
+        time.sleep(float(seconds))
+        return plain(self, learning_rate)
+
+    Engine.step = step
+
+
+def slow_validation(seconds: str) -> None:
+    """`slow_validation=SECONDS`: every micro-batch of a validation waits."""
+    import time
+
+    from pretrain.validation import Validation
+
+    plain = Validation._sums
+
+    def sums(self, *arguments):
+        time.sleep(float(seconds))
+        return plain(self, *arguments)
+
+    Validation._sums = sums
+
+
+def print_config(_: str) -> None:
+    """`print_config=1`: print the configuration that DeepSpeed works with."""
+    import json
+
+    from pretrain.engine import Engine
+
+    plain = Engine.__init__
+
+    def init(self, *arguments):
+        plain(self, *arguments)
+        print("DEEPSPEED", json.dumps(self.deepspeed.config, default=str), flush=True)
+
+    Engine.__init__ = init
+
+
+FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, slow_validation, print_config)
+
+if __name__ == "__main__":
+    divide = sys.argv.index("--")
+    launcher = [argument for argument in sys.argv[1:divide] if argument.startswith("--local_rank")]
+    for fault in sys.argv[1 + len(launcher) : divide]:
+        name, _, value = fault.partition("=")
+        {fault.__name__: fault for fault in FAULTS}[name](value)
+    script = str(ROOT / "launch" / "pretrain.py")
+    sys.argv = [script, *launcher, *sys.argv[divide + 1 :]]
+    runpy.run_path(script, run_name="__main__")
