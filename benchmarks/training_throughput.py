@@ -1,17 +1,22 @@
-"""Nucleotides per second of RiNALMo training on one CPU: this project against MultiMolecule under Hugging Face's Trainer.
+"""Nucleotides per second of RiNALMo training on CPU: this project against MultiMolecule under Hugging Face's Trainer.
 
-    python benchmarks/training_throughput.py --rounds 3
+    python benchmarks/training_throughput.py --fasta real.fasta.gz --rounds 3
 
-Compared: `launch/pretrain.py` as a user runs it (DeepSpeed, ZeRO 0, fp32) and `RiNALMoForMaskedLM` under
-`transformers.Trainer` with `DataCollatorForLanguageModeling`, (a) `random`: dynamic padding, random order, and
-(b) `grouped`: `train_sampling_strategy="group_by_length"`. Every run starts a process, loads the same weights and trains
-once on the same pool of steps x sequences: the first samples of our order. AdamW, gradient clipping at 1, at most 1024
-tokens per sequence, the same number of sequences per step, of threads, and of tokens that one forward pass may hold
-(--micro x 1024). The Trainer's side gets its sequences tokenised beforehand, from memory, with special-token masks.
-Runs of one round follow one another, so that a change of the machine's load meets all; the table holds medians.
+Compared: our `Trainer` as launch/pretrain.py runs it (DeepSpeed, ZeRO 0, fp32) and `RiNALMoForMaskedLM` under
+`transformers.Trainer` with `DataCollatorForLanguageModeling` in two ways: (a) `random`, dynamic padding of random
+sequences, and (b) `grouped`, the order of `train_sampling_strategy="group_by_length"`. All start from the same
+weights, use AdamW, clip gradients at 1, cut sequences at 1024 tokens, and have the same number of sequences per step, of
+threads, and of tokens that one forward pass may hold (--micro x 1024). Each run is a process of its own; the runs of one round
+follow one another. The Trainer gets its sequences tokenised beforehand, from memory, with special-token masks.
 
-Not compared: GPUs, several ranks, start-up and saving time. (b) draws other steps than (a) and we do: its step holds
-sequences of about one length, ours and (a)'s are random.
+We and (a) train once on the same sequences: the first ones of our order. (b) sorts 50 global batches at a time, so that
+a short run would see only long ones: it gets evenly spaced micro-batches of the order that the library's own sampler
+gives for 200 global batches, hence its full-scale padding and the corpus's mixture of lengths.
+
+Time is counted from the start of the first step to the end of the last. "CPU" counts processor seconds of the whole
+process (all threads), which stay meaningful on a machine that others use; "wall" does not. The mean loss shows that
+both sides learn alike; masks and dropout differ. Not compared: GPUs, several ranks, starting and saving. (b) is not the same
+training: its steps hold sequences of one length.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 MAX_TOKENS = 1024
 SYSTEMS = ("ours", "random", "grouped")
 SEED = 1
+LEARNING_RATE = 1e-4
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -42,7 +49,8 @@ def prepare(options: argparse.Namespace) -> None:
     from models.rinalmo import RiNALMo, RiNALMoConfig
 
     if not (options.folder / "corpus/manifest.json").exists():
-        command = [sys.executable, ROOT / "launch/prepare.py", "--fasta", options.fasta, "--to", options.folder / "corpus"]
+        command = [sys.executable, ROOT / "launch/prepare.py", "--fasta", options.fasta]
+        command += ["--to", options.folder / "corpus"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for rate in options.dropout:
         torch.manual_seed(SEED)
@@ -55,9 +63,21 @@ def weights_of(options: argparse.Namespace, rate: float) -> Path:
 
 
 def train_ours(options: argparse.Namespace, rate: float) -> dict[str, float]:
-    """One run of launch/pretrain.py; figures from its metrics.jsonl, over all steps."""
+    """One run of our Trainer in this process."""
+    from pretrain import distributed, recipe
+    from pretrain.signals import StopRequest
+    from pretrain.trainer import Trainer
+
+    class Timed(Trainer):
+        def _steps(self) -> Any:
+            self.began = clocks()
+            return super()._steps()
+
+        def _log(self, *arguments: Any) -> None:
+            super()._log(*arguments)
+            self.ended = clocks()
+
     shutil.rmtree(options.folder / "runs", ignore_errors=True)
-    recipe = options.folder / "recipe.yaml"
     sections: dict[str, Any] = {
         "run": {"name": "ours", "directory": str(options.folder / "runs"), "seed": SEED},
         "model": {"name": "rinalmo", "size": options.size, "attention_dropout": rate, "residual_dropout": rate},
@@ -66,79 +86,51 @@ def train_ours(options: argparse.Namespace, rate: float) -> dict[str, float]:
         "objective": {"name": "mlm", "max_tokens": MAX_TOKENS},
         "batch": {"sequences": options.sequences, "tokens_per_micro_batch": options.micro * MAX_TOKENS},
         "budget": {"steps": options.steps},
-        "optimizer": {"learning_rate": 1e-4},
+        "optimizer": {"learning_rate": LEARNING_RATE},
         "schedule": {"name": "constant"},
         "compute": {"threads": options.threads},
         "validation": {"sequences": 0},
         "tracking": {"log_every_steps": 1},
     }
-    recipe.write_text(json.dumps(sections))  # JSON is YAML
-    log = options.folder / "ours.log"
-    with open(log, "w") as file:
-        command = [sys.executable, ROOT / "launch/pretrain.py", "--config", recipe]
-        if subprocess.run(command, stdout=file, stderr=file, check=False).returncode:
-            raise SystemExit(log.read_text())
+    (options.folder / "recipe.yaml").write_text(json.dumps(sections))  # JSON is YAML
+    world = distributed.start(options.threads)
+    trainer = Timed(recipe.load(str(options.folder / "recipe.yaml"), []), world, StopRequest())
+    trainer.run()
+    distributed.finish()
     lines = (options.folder / "runs/ours/metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
-    seconds = sum(record["seconds_per_step"] for record in records)
-    padded = sum(r["tokens_per_second"] * r["seconds_per_step"] / (1 - r["padding"]) for r in records)
-    tokens = sum(r["tokens_per_second"] * r["seconds_per_step"] for r in records)
-    return {
-        "nucleotides_per_second": records[-1]["nucleotides"] / seconds,
-        "padding": 1 - tokens / padded,
-        "loss": statistics.fmean(record["loss"] for record in records),
-    }
+    losses = [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
+    return speeds(trainer.progress.nucleotides, trainer.began, trainer.ended) | {"loss": statistics.fmean(losses)}
 
 
 def train_theirs(options: argparse.Namespace, system: str, rate: float) -> dict[str, float]:
-    """One run of transformers' Trainer in this process; called in a process of its own."""
+    """One run of transformers' Trainer in this process."""
     import datasets
     import torch
     from multimolecule import RiNALMoForMaskedLM, RnaTokenizer
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    from data.index import Corpus
-    from data.order import Order
-
     torch.set_num_threads(options.threads)
-    corpus = Corpus.open(options.folder / "corpus")
-    _, ids = Order(corpus.block_counts, SEED, options.sequences).positions(0, options.steps * options.sequences)
     tokenizer = RnaTokenizer()
-    rows = [
-        tokenizer(text.tobytes().decode(), truncation=True, max_length=MAX_TOKENS, return_special_tokens_mask=True)
-        for text in corpus.letters(ids)
-    ]
+    settings = {"truncation": True, "max_length": MAX_TOKENS, "return_special_tokens_mask": True}
+    rows = [tokenizer(text.tobytes().decode(), **settings) for text in their_sequences(options, system)]
     keys = ("input_ids", "attention_mask", "special_tokens_mask")
-    columns = {key: [row[key] for row in rows] for key in keys}
-    pool = datasets.Dataset.from_dict(columns | {"length": [len(row["input_ids"]) for row in rows]})
-    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    counts = {"nucleotides": 0, "tokens": 0, "padded": 0}
+    pool = datasets.Dataset.from_dict({key: [row[key] for row in rows] for key in keys})
 
-    def counted(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = collate(examples)
-        counts["tokens"] += int(batch["attention_mask"].sum())
-        counts["nucleotides"] += int(batch["attention_mask"].sum()) - 2 * len(examples)
-        counts["padded"] += batch["input_ids"].numel()
-        return batch  # type: ignore[no-any-return]
-
-    class Clock(TrainerCallback):
-        began = ended = 0.0
-
+    class Timed(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = clocks()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.perf_counter()
+            self.ended = clocks()
 
-    clock = Clock()
     arguments = TrainingArguments(
         output_dir=str(options.folder / "theirs"),
         use_cpu=True,
         per_device_train_batch_size=options.micro,
         gradient_accumulation_steps=options.sequences // options.micro,
         num_train_epochs=1,
-        train_sampling_strategy="group_by_length" if system == "grouped" else "random",
-        learning_rate=1e-4,
+        train_sampling_strategy="sequential",  # the rows are in the order wanted
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         weight_decay=0.01,
         max_grad_norm=1.0,
@@ -150,23 +142,51 @@ def train_theirs(options: argparse.Namespace, system: str, rate: float) -> dict[
         dataloader_pin_memory=False,
         seed=SEED,
     )
+    timed, collate = Timed(), DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     model = RiNALMoForMaskedLM.from_pretrained(weights_of(options, rate))
-    trainer = Trainer(model=model, args=arguments, train_dataset=pool, data_collator=counted, callbacks=[clock])
+    trainer = Trainer(model=model, args=arguments, train_dataset=pool, data_collator=collate, callbacks=[timed])
     result = trainer.train()
-    return {
-        "nucleotides_per_second": counts["nucleotides"] / (clock.ended - clock.began),
-        "padding": 1 - counts["tokens"] / counts["padded"],
-        "loss": result.training_loss,
-    }
+    nucleotides = sum(len(row["input_ids"]) - 2 for row in rows)
+    return speeds(nucleotides, timed.began, timed.ended) | {"loss": result.training_loss}
+
+
+def their_sequences(options: argparse.Namespace, system: str) -> list[Any]:
+    """The pool of a run, in the order of training."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    from data.index import Corpus
+    from data.order import Order
+
+    corpus = Corpus.open(options.folder / "corpus")
+    order, wanted = Order(corpus.block_counts, SEED, options.sequences), options.steps * options.sequences
+    if system == "random":
+        return corpus.letters(order.positions(0, wanted)[1])
+    import torch
+
+    ids = order.positions(0, 200 * options.sequences)[1]
+    lengths = (corpus.lengths[ids].astype(int) + 2).clip(max=MAX_TOKENS).tolist()
+    generator = torch.Generator().manual_seed(SEED)
+    grouped = list(LengthGroupedSampler(options.sequences, lengths=lengths, generator=generator))
+    micro = ids[grouped].reshape(-1, options.micro)
+    apart = len(micro) * options.micro // wanted
+    return corpus.letters(micro[apart // 2 :: apart][: wanted // options.micro].ravel())
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def speeds(nucleotides: int, began: tuple[float, float], ended: tuple[float, float]) -> dict[str, float]:
+    wall, cpu = (end - begin for begin, end in zip(began, ended, strict=True))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"wall": nucleotides / wall, "cpu": nucleotides / cpu, "gib": memory}
 
 
 def measure(options: argparse.Namespace, system: str, rate: float) -> dict[str, float]:
-    if system == "ours":
-        return train_ours(options, rate)
     command = [sys.executable, *sys.argv, "--worker", system, "--worker-dropout", str(rate)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise SystemExit(done.stdout + done.stderr)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -178,9 +198,9 @@ def main() -> None:
     parser.add_argument("--size", default="nano", help="published size of RiNALMo")
     parser.add_argument("--sequences", type=int, default=64, help="per step (global batch)")
     parser.add_argument("--micro", type=int, default=8, help="sequences of 1024 tokens that one forward pass may hold")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.1, 0.0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
@@ -188,7 +208,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if options.worker:
-        print(json.dumps(train_theirs(options, options.worker, options.worker_dropout)))
+        rate = options.worker_dropout
+        train = train_ours(options, rate) if options.worker == "ours" else train_theirs(options, options.worker, rate)
+        print(json.dumps(train))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare(options)
@@ -198,16 +220,19 @@ def main() -> None:
             for system in options.systems:
                 figures = measure(options, system, rate)
                 found.setdefault((rate, system), []).append(figures)
-                print(f"round {number + 1}, dropout {rate}, {system}: {figures}", file=sys.stderr)
-    print("| dropout | system | nucleotides/s (median, range) | padding | mean loss | ours is faster by |")
-    print("|---|---|---|---|---|---|")
+                print(f"round {number + 1}, dropout {rate}, {system}: {figures}", file=sys.stderr, flush=True)
+    print("| dropout | system | nt/s CPU (range) | nt/s wall | ours over it, CPU | wall | peak GiB | mean loss |")
+    print("|---|---|---|---|---|---|---|---|")
     for (rate, system), runs in found.items():
-        speeds = [run["nucleotides_per_second"] for run in runs]
-        pairs = zip(found.get((rate, "ours"), []), runs, strict=False)
-        ratio = statistics.median(a["nucleotides_per_second"] / b["nucleotides_per_second"] for a, b in pairs)
+        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        ours = found.get((rate, "ours"), runs)
+        ratio = {
+            key: statistics.median(a[key] / b[key] for a, b in zip(ours, runs, strict=True)) for key in ("cpu", "wall")
+        }
+        spread = f"{min(run['cpu'] for run in runs):,.0f} to {max(run['cpu'] for run in runs):,.0f}"
         print(
-            f"| {rate} | {system} | {statistics.median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | "
-            f"{runs[0]['padding']:.0%} | {runs[0]['loss']:.3f} | {ratio:.2f} |"
+            f"| {rate} | {system} | {median['cpu']:,.0f} ({spread}) | {median['wall']:,.0f} | {ratio['cpu']:.2f} | "
+            f"{ratio['wall']:.2f} | {median['gib']:.1f} | {median['loss']:.3f} |"
         )
 
 

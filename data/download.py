@@ -25,7 +25,7 @@ from data import checksums, listing
 from data.download_config import DownloadSource
 from data.errors import DataError
 from data.remote import NotReadable
-from data.transfer import Expected, OnBytes, Patience, Stopped, fetch
+from data.transfer import Expected, OnBytes, Patience, Stopped, fetch, read_bytes
 from data.urls import shown
 
 log = logging.getLogger("rnafoundry")
@@ -159,11 +159,11 @@ class _Source:
         if not where or said.checksums:
             return said
         try:
-            published = checksums.parse(listing.read_text(urljoin(url, where.replace("{}", name)), self.patience))
+            published = read_bytes(urljoin(url, where.replace("{}", name)), self.patience)
         except NotReadable as error:
             log.warning("source %s: %s is checked by its size alone; %s", self.source.name, name, error)
             return said
-        return Expected(said.bytes, published.get(name, {}))
+        return Expected(said.bytes, checksums.parse(published.decode("utf-8", errors="replace")).get(name, {}))
 
     def _on_bytes(self, path: Path) -> OnBytes:
         def show(done: int, total: int | None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import io
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,27 @@ class Corpus:
     type_names: list[str]
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train") -> Corpus:
-        """Raises DataError if the directory is no intact corpus (see the module) or has no such split."""
-        return cls(Path(path), split)
+    def open(cls, path: str | Path, split: str = "train", shards: Callable[[str], Path] | None = None) -> Corpus:
+        """Raises DataError if the directory is no intact corpus (see the module) or has no such split.
 
-    def __init__(self, path: Path, split: str) -> None:
+        ``shards`` gives the path of a shard once it is there (`data.staging`); shards are then mapped when first read.
+        """
+        return cls(Path(path), split, shards)
+
+    def __init__(self, path: Path, split: str, shards: Callable[[str], Path] | None = None) -> None:
         if split not in SPLITS:
             raise DataError(f"{path}: there is no split {split!r}; splits are {' and '.join(SPLITS)}.")
         self.path, self.split = path, split
         self.manifest = read_manifest(path)
         self.fingerprint = self.manifest["fingerprint"]
         self.type_names = self.manifest["type_names"]
-        check_files(path, self.manifest)
+        self._locate_shard = shards
+        check_files(path, self.manifest, with_shards=shards is None)
 
         blocks = read_block_table(path)
-        shards = self.manifest["shards"]
-        self._shards: list[str] = [shard["name"] for shard in shards]
-        own_shards = np.array([shard["split"] == split for shard in shards], dtype=bool)
+        described = self.manifest["shards"]
+        self._shards: list[str] = [shard["name"] for shard in described]
+        own_shards = np.array([shard["split"] == split for shard in described], dtype=bool)
         previous_end = np.concatenate([[np.uint64(0)], blocks["span_end"][:-1]])
         starts_shard = np.concatenate([[True], blocks["shard"][1:] != blocks["shard"][:-1]])
         span_start = np.where(starts_shard, np.uint64(0), previous_end)
@@ -89,11 +94,12 @@ class Corpus:
             raise DataError(f"{path}: manifest, index and lengths count different numbers of sequences; {_AGAIN}.")
         if not self.count:
             raise DataError(f"{path}: the {split} split is empty; prepare the corpus with validation_fraction above 0.")
-        self._bytes: list[Any] = [None] * len(shards)
-        self._words: list[Any] = [None] * len(shards)  # the same bytes as uint32, for the offset tables
+        self._bytes: list[Any] = [None] * len(described)
+        self._words: list[Any] = [None] * len(described)  # the same bytes as uint32, for the offset tables
         self._closed = False
-        for number in np.flatnonzero(own_shards).tolist():  # all now, so that replacing the corpus cannot mix two
-            self._map(number)
+        if shards is None:
+            for number in np.flatnonzero(own_shards).tolist():  # all now, so that replacing the corpus cannot mix two
+                self._map(number, path / self._shards[number])
 
     def letters(self, ids: Ids) -> list[npt.NDArray[np.uint8]]:
         """ASCII letters of each sequence, uint8 [length], read-only views valid until `close`.
@@ -144,6 +150,8 @@ class Corpus:
             bad = wanted[(wanted < 0) | (wanted >= self.count)][0]
             raise DataError(f"{self.path}: sequence {bad} is not in the {self.split} split, which has {self.count}.")
         block = np.searchsorted(self._block_end, wanted, side="right")
+        if self._locate_shard is not None:
+            self._map_staged(self._shard[block])
         if not self._checked[block].all():
             for b in np.unique(block[~self._checked[block]]).tolist():
                 self._check_block(b)
@@ -161,8 +169,18 @@ class Corpus:
             )
         self._checked[b] = True
 
-    def _map(self, shard: int) -> None:
-        path = self.path / self._shards[shard]
+    def _map_staged(self, wanted: npt.NDArray[np.int64]) -> None:
+        """Maps shards that are not mapped yet, waiting for them; lets go of those that were evicted meanwhile."""
+        needed = set(np.unique(wanted).tolist())
+        missing = [shard for shard in needed if self._bytes[shard] is None]
+        for shard in missing:
+            assert self._locate_shard is not None
+            self._map(shard, self._locate_shard(self._shards[shard]))
+        for shard, name in enumerate(self._shards) if missing else ():
+            if self._bytes[shard] is not None and shard not in needed and not (self.path / name).exists():
+                self._bytes[shard] = self._words[shard] = None
+
+    def _map(self, shard: int, path: Path) -> None:
         try:
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -188,14 +206,14 @@ def read_block_table(path: Path) -> npt.NDArray[np.void]:
     return table
 
 
-def check_files(path: Path, manifest: dict[str, Any]) -> None:
+def check_files(path: Path, manifest: dict[str, Any], with_shards: bool = True) -> None:
     """The cheap checks: hashes of index and lengths, presence and size of each shard. Raises DataError."""
     for name, expected in manifest["files"].items():
         if not (path / name).is_file():
             raise DataError(f"{path / name}: is missing; {_AGAIN}.")
         if file_sha256(path / name) != expected["sha256"]:
             raise DataError(f"{path / name}: does not match its hash in the manifest, it was changed; {_AGAIN}.")
-    for shard in manifest["shards"]:
+    for shard in manifest["shards"] if with_shards else ():
         try:
             size = (path / shard["name"]).stat().st_size
         except FileNotFoundError as error:

@@ -8,21 +8,15 @@ directory; the other parts are not. A directory below a wildcard that does not e
 from __future__ import annotations
 
 import ftplib
-import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from fnmatch import fnmatchcase
 from html.parser import HTMLParser
-from typing import TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from data.errors import DataError
-from data.remote import PASSING, NotReadable, Unavailable, ftp_login, opened
-from data.transfer import Patience
+from data.remote import PASSING, NotReadable, ftp_login
+from data.transfer import Patience, read_bytes
 from data.urls import local_path, scheme, shown
-
-T = TypeVar("T")
-_LARGEST = 64 << 20  # bytes of a listing or checksum file; more is something else
 
 
 def expand(url: str, pool: Executor, patience: Patience | None = None) -> list[str]:
@@ -63,19 +57,6 @@ def file_name(url: str) -> str:
     return name
 
 
-def read_text(url: str, patience: Patience | None = None) -> str:
-    """A small text, retried. Raises DataError."""
-
-    def read() -> str:
-        with opened(url, (patience or Patience()).timeout) as stream:
-            content = stream.read(_LARGEST)
-            if stream.size is not None and len(content) < min(stream.size, _LARGEST):
-                raise Unavailable("the connection ended early")
-        return content.decode("utf-8", errors="replace")
-
-    return _patiently(url, patience or Patience(), read)
-
-
 def _listed(folder: str, patience: Patience, optional: bool) -> list[str]:
     """Names in a directory, percent-coded as in urls, those of directories with a slash at their end."""
     kind = scheme(folder)
@@ -86,10 +67,10 @@ def _listed(folder: str, patience: Patience, optional: bool) -> list[str]:
                 raise NotReadable(f"{path}: is no directory; check the path.")
             names = [entry.name + "/" * entry.is_dir() for entry in path.iterdir()]
         elif kind == "ftp":
-            names = _patiently(folder, patience, lambda: _ftp_names(folder, patience))
+            names = _ftp_names(folder, patience)
         else:
             page = _Links()
-            page.feed(read_text(folder, patience))
+            page.feed(read_bytes(folder, patience).decode("utf-8", errors="replace"))
             base = urlsplit(folder)
             targets = [urlsplit(urljoin(folder, link)) for link in page.links]
             names = [
@@ -105,33 +86,20 @@ def _listed(folder: str, patience: Patience, optional: bool) -> list[str]:
 
 
 def _ftp_names(folder: str, patience: Patience) -> list[str]:
-    connection, path = ftp_login(folder, patience.timeout)
     lines: list[str] = []
     try:
-        connection.cwd(path)
-        connection.retrlines("LIST", lines.append)
+        connection, path = ftp_login(folder, patience.timeout)
+        try:
+            connection.cwd(path)
+            connection.retrlines("LIST", lines.append)
+        finally:
+            connection.close()
     except ftplib.error_perm as error:
         raise NotReadable(f"{shown(folder)}: the server answers {error}; check the url.") from error
-    except ftplib.Error as error:
-        raise Unavailable(f"the server answers {error}") from error
-    finally:
-        connection.close()
+    except (ftplib.Error, *PASSING) as error:
+        raise DataError(f"{shown(folder)}: cannot be listed ({error}); start again to continue.") from error
     entries = [line.split(None, 8) for line in lines]
     return [entry[8].split(" -> ")[0] + "/" * (entry[0][0] == "d") for entry in entries if len(entry) == 9]
-
-
-def _patiently(url: str, patience: Patience, work: Callable[[], T]) -> T:
-    for attempt in range(patience.tries):
-        try:
-            return work()
-        except PASSING as error:
-            if attempt == patience.tries - 1:
-                raise DataError(
-                    f"{shown(url)}: cannot be read, {patience.tries} tries failed ({error}); check the network."
-                ) from error
-            wait = min(patience.first_wait * 2**attempt, patience.longest_wait)
-            time.sleep(max(wait, min(getattr(error, "wait", 0.0), patience.longest_wait)))
-    raise AssertionError("unreachable")
 
 
 def _plain(name: str) -> bool:

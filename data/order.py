@@ -1,13 +1,16 @@
 """Which samples a step trains on: a pure function of (corpus shape, seed, global batch, step).
 
 Step s trains on positions [s*N, (s+1)*N) of an endless order, N being the recipe's sequences per global batch. Epoch e
-is a keyed permutation of all samples: the blocks are permuted, then the samples inside windows of 262,144. A window is
+is a keyed permutation of all units: the blocks are permuted, then the units inside windows of 262,144. A window is
 computed when it is needed (a few milliseconds) and nothing is ever stored, so any step of a corpus of any size is
 found at once, and the state to resume is the step number alone.
 
-It does not know ranks, micro-batches or files. A step that spans two epochs trains on no sample twice: samples that
-the step already has from the old epoch change places with later ones of the new epoch (this needs a corpus of at least
-four global batches; a smaller corpus repeats samples within such a step, and one smaller than N within every step).
+A unit is a sequence, or in a clustered corpus a cluster, from which each epoch draws one member afresh: so every epoch
+and every step is cluster-disjoint. In a mixture a corpus supplies a share of every step (data/share.py).
+
+It does not know ranks, micro-batches or files. A step that spans two epochs trains on no unit twice: units that the
+step already has from the old epoch change places with later ones of the new epoch (this needs a corpus of at least
+four global batches; a smaller corpus repeats units within such a step, and one smaller than N within every step).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy.typing as npt
 
 from data import randomness
 from data.errors import DataError
+from data.share import Share
 
 I64: TypeAlias = npt.NDArray[np.int64]
 
@@ -31,44 +35,63 @@ WINDOW = 262_144
 class Order:
     """The endless order of samples of one corpus.
 
-    block_counts: [blocks] samples per block, in corpus order; sample ids count through the blocks.
+    block_counts: [blocks] sequences per block, in corpus order; sample ids count through the blocks.
+    pointers: [clusters + 1], cluster c holding the samples pointers[c] : pointers[c + 1]; None without clusters.
+    share: the part of every step that this corpus supplies; all of it unless given.
     """
 
     block_counts: I64
     seed: int
     global_batch: int
     window: int = WINDOW
-    samples_per_epoch: int = field(init=False)
+    pointers: I64 | None = None
+    share: Share | None = None
+    samples_per_epoch: int = field(init=False)  # units: sequences, or clusters
 
     def __post_init__(self) -> None:
         self.block_counts = np.asarray(self.block_counts, dtype=np.int64)
+        if self.pointers is not None:
+            self.block_counts = _runs(len(self.pointers) - 1)
         self.samples_per_epoch = int(self.block_counts.sum())
         if self.samples_per_epoch == 0:
             raise DataError("the corpus holds no sequence, so there is nothing to train on; prepare it again")
         if self.global_batch < 1:
             raise DataError(f"a global batch of {self.global_batch} sequences is not possible; it must be at least 1")
+        self._share = self.share or Share(self.global_batch)
         self._block_first = np.cumsum(self.block_counts) - self.block_counts
         self._windows: OrderedDict[tuple[int, int], I64] = OrderedDict()
         self._blocks: OrderedDict[int, tuple[I64, I64]] = OrderedDict()
         self._exchanges: OrderedDict[int, tuple[I64, I64]] = OrderedDict()
 
     def step(self, step: int) -> tuple[I64, I64]:
-        """Samples of one step: (epoch [N], sample id [N])."""
-        return self.positions(step * self.global_batch, (step + 1) * self.global_batch)
+        """Samples of one step that this corpus supplies: (epoch [n], sample id [n]); n is N without a mixture."""
+        return self.positions(self._share.before(step), self._share.before(step + 1))
+
+    def epochs_before(self, step: int) -> float:
+        """Passes over the corpus that are complete before ``step``, as a fraction."""
+        return self._share.before(step) / self.samples_per_epoch
 
     def positions(self, start: int, stop: int) -> tuple[I64, I64]:
-        """Samples at global positions [start, stop): (epoch [n], sample id [n])."""
-        epochs, ids = [], []
+        """Samples at positions [start, stop) of this corpus's order: (epoch [n], sample id [n])."""
+        epochs, ids = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.samples_per_epoch)
             last = min(first + stop - start, self.samples_per_epoch)
             epochs.append(np.full(last - first, epoch, dtype=np.int64))
-            ids.append(self._epoch_slice(epoch, first, last))
+            ids.append(self._members(epoch, self._epoch_slice(epoch, first, last)))
             start += last - first
         return np.concatenate(epochs), np.concatenate(ids)
 
+    def _members(self, epoch: int, units: I64) -> I64:
+        """The sample that each unit stands for in this epoch: of a cluster, one member, drawn by key."""
+        if self.pointers is None:
+            return units
+        first, size = self.pointers[units], self.pointers[units + 1] - self.pointers[units]
+        draws = randomness.bits(randomness.key(self.seed, "member", epoch), units)
+        return np.asarray(first, dtype=np.int64) + randomness.below(draws, size)
+
     def _epoch_slice(self, epoch: int, first: int, last: int) -> I64:
-        """Sample ids at positions [first, last) of one epoch."""
+        """Units at positions [first, last) of one epoch."""
         ids = self._permuted_slice(epoch, first, last)
         where, what = self._exchanged(epoch)
         low, high = np.searchsorted(where, [first, last])
@@ -76,20 +99,22 @@ class Order:
         return ids
 
     def _exchanged(self, epoch: int) -> tuple[I64, I64]:
-        """Positions of this epoch whose sample was exchanged, ascending, and the sample that stands there instead.
+        """Positions of this epoch whose unit was exchanged, ascending, and the unit that stands there instead.
 
         Keeps the step that spans the boundary to the previous epoch free of repeats. With four global batches or more
         an exchange reaches at most 2N into the epoch and never its own last N, so epochs do not depend on each other
         in a chain.
         """
-        n, total = self.global_batch, self.samples_per_epoch
-        from_old = (epoch * total) % n  # samples of the spanning step that the old epoch supplies
-        if epoch == 0 or from_old == 0 or total < 4 * n:
+        total, boundary = self.samples_per_epoch, epoch * self.samples_per_epoch
+        step = self._share.step_of(boundary)
+        # Units of the spanning step that the old and the new epoch supply.
+        from_old, from_new = boundary - self._share.before(step), self._share.before(step + 1) - boundary
+        if epoch == 0 or from_old == 0 or total < 4 * self._share.most:
             nothing = np.empty(0, dtype=np.int64)
             return nothing, nothing
         if epoch not in self._exchanges:
             old = self._permuted_slice(epoch - 1, total - from_old, total)
-            head = self._permuted_slice(epoch, 0, n - from_old)
+            head = self._permuted_slice(epoch, 0, from_new)
             repeats = np.flatnonzero(np.isin(head, old))
             after = self._permuted_slice(epoch, len(head), len(head) + from_old + len(repeats))
             fresh = np.flatnonzero(~np.isin(after, old))[: len(repeats)]
@@ -132,6 +157,11 @@ class Order:
             blocks = randomness.permutation(randomness.key(self.seed, "blocks", epoch), len(self.block_counts))
             _remember(self._blocks, epoch, (blocks, np.cumsum(self.block_counts[blocks])))
         return self._blocks[epoch]
+
+
+def _runs(units: int, size: int = 1024) -> I64:
+    """Clusters have no blocks of their own: runs of neighbours, which lie together on disk."""
+    return np.diff(np.append(np.arange(0, units, size), units)).astype(np.int64)
 
 
 def _remember(cache: OrderedDict, key: object, value: object, most: int = 3) -> None:  # type: ignore[type-arg]

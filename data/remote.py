@@ -16,7 +16,6 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -246,13 +245,3 @@ class _CommandFile:
 def _asked_wait(error: urllib.error.HTTPError) -> float:
     asked = error.headers.get("Retry-After", "")
     return float(asked) if asked.isdigit() else 0.0
-
-
-@contextlib.contextmanager
-def opened(url: str, timeout: float = 60.0, **options: Any) -> Iterator[Stream]:
-    """`open_at` that closes."""
-    stream = open_at(url, timeout=timeout, **options)
-    try:
-        yield stream
-    finally:
-        stream.close()

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,3 +243,26 @@ class _Transfer:
             return self.part.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def read_bytes(url: str, patience: Patience | None = None, allow_pipe: bool = False) -> bytes:
+    """A small file, such as a listing or a manifest, retried. Raises DataError."""
+    patience = patience or Patience()
+    for attempt in range(1, patience.tries + 1):
+        try:
+            stream = open_at(url, timeout=patience.timeout, allow_pipe=allow_pipe)
+            try:
+                content = b"".join(iter(lambda: stream.read(_CHUNK), b""))  # noqa: B023 (used at once)
+            finally:
+                stream.close()
+            if stream.size is None or len(content) == stream.size:
+                return content
+            raise Unavailable("the connection ended early")
+        except PASSING as error:
+            if attempt == patience.tries:
+                raise DataError(
+                    f"{shown(url)}: cannot be read, {attempt} tries failed ({error}); check the network and the url."
+                ) from error
+            wait = min(patience.first_wait * 2 ** (attempt - 1), patience.longest_wait)
+            time.sleep(max(wait, min(getattr(error, "wait", 0.0), patience.longest_wait)))
+    raise AssertionError("tries is at least 1")

@@ -197,9 +197,21 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
     for key in recipe.deepspeed.config:
         if key in OWNED_KEYS:
             raise PretrainError(f"deepspeed.config.{key} is decided by the recipe; use {OWNED_KEYS[key]} instead")
-    if "stage" in (recipe.deepspeed.config.get("zero_optimization") or {}):
-        raise PretrainError("deepspeed.config.zero_optimization.stage: use deepspeed.zero_stage instead")
+    own_zero = recipe.deepspeed.config.get("zero_optimization") or {}
+    if not isinstance(own_zero, Mapping) or "stage" in own_zero:
+        raise PretrainError("deepspeed.config.zero_optimization holds the stage; use deepspeed.zero_stage instead")
     return _overlaid(config, recipe.deepspeed.config)
+
+
+def check_deepspeed_config(recipe: Recipe) -> None:
+    """Raises PretrainError with DeepSpeed's reason if it does not take the recipe's `deepspeed.config`."""
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    config = deepspeed_config(recipe)
+    try:
+        DeepSpeedConfig(config)
+    except (DeepSpeedConfigError, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise PretrainError(f"DeepSpeed does not take deepspeed.config: {' '.join(str(error).split())}") from error
 
 
 def _overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pretrain import checkpoint, initialise, recipe
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
 from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
-from pretrain.engine import Engine, deepspeed_config
+from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, padded_tokens, peak_flops
 from pretrain.meter import Meter
@@ -49,7 +49,7 @@ class Trainer:
         found = world.together(self._open)
         if found is not None:
             found.verify(world)
-        world.together(lambda: deepspeed_config(settings))
+        world.together(lambda: check_deepspeed_config(settings))
         model = world.together(lambda: self._initial_model(found))
         self.cost = partial(cost_of(settings).flops, settings.model)
         self.parameters = sum(p.numel() for p in model.parameters())

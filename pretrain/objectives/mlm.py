@@ -4,8 +4,10 @@ Of every sequence's tokens 15 % are selected; of those 80 % become `<mask>`, 10 
 loss is cross-entropy at the selected tokens only. Crops and masks are a pure function of the sample's key and the
 token's place in its row (data/order.py gives the keys). RiNALMo's numbers and what is unknown: specs rinalmo 3.4, 4, 6.
 
-A row is `<cls>` letters `<eos>`. A row longer than max_tokens is cut to a random window of it, so a fragment lacks
-`<cls>` or `<eos>` where it was cut and the model sees that it is a fragment.
+Rows and their crops are made in data/rows.py. Where tokens are pieces of several nucleotides (`tokenizer`), a token is
+selected and masked whole, and the random token is any other piece made of `random_letters` alone, whatever its length:
+as in BERT, the model must not be able to read the length of the answer off a corrupted token. Such a loss is per piece,
+and `target_width` says for how many nucleotides it counts.
 """
 
 from __future__ import annotations
@@ -20,23 +22,25 @@ from torch import Tensor, nn
 
 from data import randomness
 from data.alphabet import ALPHABETS, NUCLEOTIDES
+from data.rows import row_maker
+from data.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.tokenizer import Tokenizer, made_of, widths
 from pretrain.errors import PretrainError
-
-CLS_CODE, EOS_CODE = 1, 2  # ASCII control codes that stand for the special tokens while rows are put together
 
 
 @dataclass
 class MLMConfig:
     name: str = "mlm"
-    alphabet: str = "rinalmo"  # vocabulary, see data/alphabet.py
+    alphabet: str = "rinalmo"  # vocabulary of single nucleotides, see data/alphabet.py
+    tokenizer: str | None = None  # instead of it, a directory made by `launch/prepare.py tokenizer`
     max_tokens: int = 1024  # per sequence, `<cls>` and `<eos>` included
     masked_fraction: float = 0.15  # of eligible tokens
     mask_share: float = 0.8  # of selected tokens: becomes `<mask>`
     random_share: float = 0.1  # of selected tokens: becomes a random letter; the rest stays as it is
     exact_count: bool = False  # exactly masked_fraction of each sequence, instead of each token on its own
-    eligible: str = "letters"  # letters: all but special tokens; nucleotides: only A, C, G and U
-    random_letters: str = NUCLEOTIDES  # the pool of random letters
-    random_differs: bool = True  # a random letter is never the original one
+    eligible: str = "letters"  # letters: all but special tokens; nucleotides: only what is made of A, C, G and U
+    random_letters: str = NUCLEOTIDES  # the pool of random letters; of random pieces: those made of these alone
+    random_differs: bool = True  # a random letter or piece is never the original one
 
 
 @dataclass
@@ -49,9 +53,11 @@ class MaskedBatch:
     target_index: Tensor  # [M] int64, places in `tokens`
     targets: Tensor  # [M] int64, original ids
     max_seqlen: int
-    lengths: npt.NDArray[np.int64]  # [B]
+    lengths: npt.NDArray[np.int64]  # [B] tokens
+    nucleotides: npt.NDArray[np.int64]  # [B] nucleotides that the row holds
     target_sample: npt.NDArray[np.int64]  # [M] which sequence of the micro-batch
-    target_nucleotide: npt.NDArray[np.int64]  # [M] which nucleotide of the uncropped sequence
+    target_nucleotide: npt.NDArray[np.int64]  # [M] which nucleotide of the uncropped sequence; of a piece its first
+    target_width: npt.NDArray[np.int64]  # [M] nucleotides of the original token
 
     @property
     def weight(self) -> int:
@@ -73,70 +79,45 @@ class MLM:
     def __init__(self, config: MLMConfig):
         _check(config)
         self.config = config
-        self.alphabet = ALPHABETS[config.alphabet]
-        ids = self.alphabet.ids
-        self._mask_id = ids[self.alphabet.mask]
-        self._lookup = self.alphabet.lookup.astype(np.int64)
-        self._lookup[CLS_CODE], self._lookup[EOS_CODE] = ids[self.alphabet.cls], ids[self.alphabet.eos]
-        self.nucleotide_ids = np.array([self.alphabet.letter_id(letter) for letter in NUCLEOTIDES])
-        self._eligible = np.zeros(len(self.alphabet), dtype=bool)
-        if config.eligible == "nucleotides":
-            self._eligible[self.nucleotide_ids] = True
-        else:
-            self._eligible[:] = [not token.startswith("<") for token in self.alphabet.tokens]
-        self._pool = np.array([self.alphabet.letter_id(letter) for letter in config.random_letters])
+        # The vocabulary: single letters, or pieces of several nucleotides.
+        self.alphabet: Tokenizer = _tokenizer(config)
+        _check_random_letters(config, self.alphabet)
+        self._rows = row_maker(self.alphabet, config.max_tokens)
+        self._widths = widths(self.alphabet)
+        self._mask_id = self.alphabet.ids[self.alphabet.mask]
+        self.nucleotide_ids = np.concatenate([self.alphabet.encode(letter) for letter in NUCLEOTIDES]).astype(np.int64)
+        self._eligible = made_of(self.alphabet, NUCLEOTIDES if config.eligible == "nucleotides" else None)
+        self._pool = np.flatnonzero(made_of(self.alphabet, config.random_letters))
         self._pool_place = np.full(len(self.alphabet), -1)
         self._pool_place[self._pool] = np.arange(len(self._pool))
 
     def token_lengths(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """[n] tokens that sequences of these lengths cost: `<cls>`, letters, `<eos>`, at most max_tokens."""
-        return np.minimum(nucleotides + 2, self.config.max_tokens)
+        """[n] tokens that sequences of these lengths are planned with, at most max_tokens.
+
+        Exact for single nucleotides; for pieces an estimate that is hardly ever exceeded (data/rows.py).
+        """
+        return self._rows.planned_lengths(nucleotides)
 
     def collate(self, letters: list[npt.NDArray[np.uint8]], keys: npt.NDArray[np.uint64]) -> MaskedBatch:
         """A micro-batch from ASCII sequences and one key each. Empty lists give one row without targets."""
-        if not letters:
-            row = np.array([CLS_CODE, EOS_CODE], dtype=np.uint8)
-            return self._batch([row], np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.uint64))
-        starts = self._crop_starts(np.array([len(sequence) for sequence in letters]), keys)
-        cls, eos = np.array([CLS_CODE], np.uint8), np.array([EOS_CODE], np.uint8)
-        pieces, lengths = [], self.token_lengths(np.array([len(sequence) for sequence in letters]))
-        for sequence, start, length in zip(letters, starts.tolist(), lengths.tolist(), strict=True):
-            stop = start + length  # the window [start, stop) of the row `<cls>` sequence `<eos>`
-            row = [sequence[max(start - 1, 0) : stop - 1]]
-            if start == 0:
-                row.insert(0, cls)
-            if stop == len(sequence) + 2:
-                row.append(eos)
-            pieces.append(np.concatenate(row))
-        return self._batch(pieces, starts, keys)
-
-    def _crop_starts(self, nucleotides: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        room = np.maximum(nucleotides + 2 - self.config.max_tokens, 0)
-        draws = randomness.bits(randomness.keys(randomness.key("crop"), keys), np.zeros(len(keys)))
-        return randomness.below(draws, room + 1)
-
-    def _batch(
-        self, rows: list[npt.NDArray[np.uint8]], starts: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
-    ) -> MaskedBatch:
-        lengths = np.array([len(row) for row in rows])
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-        original = self._lookup[np.concatenate(rows)]
-        sample = np.repeat(np.arange(len(rows)), lengths)
-        positions = np.arange(len(original)) - cu_seqlens[sample]
+        rows = self._rows.rows(letters, keys)
+        original, sample, positions = rows.tokens, rows.sample, rows.positions
         corrupted, chosen = original.copy(), np.zeros(0, dtype=np.int64)
         if len(keys):
             chosen = self._select(original, sample, positions, keys)
             corrupted[chosen] = self._replace(original[chosen], positions[chosen], keys[sample[chosen]])
         return MaskedBatch(
             tokens=torch.from_numpy(corrupted),
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(rows.lengths)]).astype(np.int32)),
             positions=torch.from_numpy(positions),
             target_index=torch.from_numpy(chosen),
             targets=torch.from_numpy(original[chosen]),
-            max_seqlen=int(lengths.max()),
-            lengths=lengths,
+            max_seqlen=int(rows.lengths.max()),
+            lengths=rows.lengths,
+            nucleotides=rows.nucleotides,
             target_sample=sample[chosen],
-            target_nucleotide=positions[chosen] + starts[sample[chosen]] - 1,
+            target_nucleotide=rows.nucleotide[chosen],
+            target_width=self._widths[original[chosen]],
         )
 
     def _select(
@@ -197,24 +178,31 @@ class MLM:
 
 
 def _check(config: MLMConfig) -> None:
-    def refuse(key: str, found: object, expected: str) -> None:
-        raise PretrainError(f"objective.{key} is {found!r}, but must be {expected}")
-
     if config.alphabet not in ALPHABETS:
-        refuse("alphabet", config.alphabet, f"one of {', '.join(ALPHABETS)}")
+        _refuse("alphabet", config.alphabet, f"one of {', '.join(ALPHABETS)}")
     if config.max_tokens < 3:
-        refuse("max_tokens", config.max_tokens, "at least 3: a nucleotide between <cls> and <eos>")
+        _refuse("max_tokens", config.max_tokens, "at least 3: a nucleotide between <cls> and <eos>")
     if not 0 < config.masked_fraction <= 1:
-        refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
+        _refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
     for key in ("mask_share", "random_share"):
         if not 0 <= getattr(config, key) <= 1:
-            refuse(key, getattr(config, key), "a share between 0 and 1")
+            _refuse(key, getattr(config, key), "a share between 0 and 1")
     if config.mask_share + config.random_share > 1 + 1e-9:
         rest = f"at most 1 together with objective.random_share = {config.random_share}"
-        refuse("mask_share", config.mask_share, rest)
+        _refuse("mask_share", config.mask_share, rest)
     if config.eligible not in ("letters", "nucleotides"):
-        refuse("eligible", config.eligible, "letters or nucleotides")
-    lookup = ALPHABETS[config.alphabet].lookup
-    pool = {int(lookup[ord(letter)]) for letter in config.random_letters if ord(letter) < 128}
-    if ALPHABETS[config.alphabet].ids["<unk>"] in pool or len(pool) != len(config.random_letters) or len(pool) < 2:
-        refuse("random_letters", config.random_letters, f"two or more different letters of {config.alphabet}")
+        _refuse("eligible", config.eligible, "letters or nucleotides")
+
+
+def _tokenizer(config: MLMConfig) -> Tokenizer:
+    return ALPHABETS[config.alphabet] if config.tokenizer is None else SentencePieceTokenizer.load(config.tokenizer)
+
+
+def _check_random_letters(config: MLMConfig, vocabulary: Tokenizer) -> None:
+    pool = {int(vocabulary.encode(letter)[0]) for letter in config.random_letters}
+    if vocabulary.ids[vocabulary.unk] in pool or len(pool) != len(config.random_letters) or len(pool) < 2:
+        _refuse("random_letters", config.random_letters, f"two or more different letters of {vocabulary.name}")
+
+
+def _refuse(key: str, found: object, expected: str) -> None:
+    raise PretrainError(f"objective.{key} is {found!r}, but must be {expected}")

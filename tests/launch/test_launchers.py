@@ -64,6 +64,7 @@ def test_torchrun(settings, reference) -> None:
     require_same(run, reference, ranks=2)
 
 
+@pytest.mark.slow
 def test_srun(settings, reference) -> None:
     """Two tasks as Slurm starts them on one node: no RANK, no MASTER_ADDR."""
     arguments, run = settings("srun")
@@ -94,6 +95,7 @@ def test_srun(settings, reference) -> None:
     require_same(run, reference, ranks=2)
 
 
+@pytest.mark.slow
 def test_plain_python_from_another_directory(settings, reference, tmp_path) -> None:
     arguments, run = settings("elsewhere")
     run_command([sys.executable, PRETRAIN, *arguments], cwd=tmp_path)

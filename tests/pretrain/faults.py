@@ -133,7 +133,33 @@ def print_config(_: str) -> None:
     Engine.__init__ = init
 
 
-FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, slow_validation, print_config)
+def dump_state(path: str) -> None:
+    """`dump_state=FILE`: write masters and optimizer state as DeepSpeed's own functions gather them, at the end."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    from safetensors.torch import save_file
+
+    from pretrain.engine import STATE_KINDS
+    from pretrain.trainer import Trainer
+
+    plain = Trainer._conclude
+
+    def conclude(self):
+        found = {}
+        for name, parameter in self.engine.deepspeed.module.named_parameters():
+            if self.engine.stage == 0:
+                state = self.engine.base.state[parameter]
+                found |= {f"weight|{name}": parameter.data, **{f"{kind}|{name}": state[kind] for kind in STATE_KINDS}}
+            else:
+                found[f"weight|{name}"] = safe_get_full_fp32_param(parameter)
+                found |= {f"{kind}|{name}": safe_get_full_optimizer_state(parameter, kind) for kind in STATE_KINDS}
+        if self.world.first:
+            save_file({name: value.detach().clone().float() for name, value in found.items()}, path)
+        plain(self)
+
+    Trainer._conclude = conclude
+
+
+FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, slow_validation, print_config, dump_state)
 
 if __name__ == "__main__":
     divide = sys.argv.index("--")

@@ -38,7 +38,7 @@ def test_a_step_with_a_loss_of_one_rank_that_is_not_finite_is_skipped_on_all(arg
     assert sum(err.count("the step is skipped") for _, _, err in results) == 2
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_training_stops_after_the_configured_number_in_a_row(arguments, tmp_path, stage) -> None:
     settings = ["optimizer.stop_after_skipped=3", f"deepspeed.zero_stage={stage}"]
     told = refused(pretrain(["nan_loss=1:3:99", "--", *arguments, *settings], 2, script=FAULTS))

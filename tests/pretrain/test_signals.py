@@ -119,7 +119,7 @@ def test_a_signal_before_the_first_step_is_kept(base, whole) -> None:
     assert same_bits(last(run), last(whole(1)))
 
 
-@pytest.mark.parametrize("at", ["during training", "at the end"])
+@pytest.mark.parametrize("at", ["during training", pytest.param("at the end", marks=pytest.mark.slow)])
 def test_a_signal_during_validation_does_not_lose_the_validation(base, at) -> None:
     every = 10 if at == "during training" else 0
     name = f"validating-{every}"
@@ -176,6 +176,7 @@ def test_workers_save_and_end_by_themselves_when_their_launcher_is_killed(base, 
     assert same_bits(last(run), last(whole(2)))
 
 
+@pytest.mark.slow
 def test_the_script_started_by_plain_python_handles_signals_too(base, whole) -> None:
     arguments, run = [*base[0], "run.name=plain"], base[1] / "plain"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -14,7 +14,7 @@ from pretrain.config import TrackingConfig
 from pretrain.console import describe, duration, quantity
 from pretrain.distributed import World
 from pretrain.meter import Meter
-from pretrain.tracking import Tracker, forget_after, read_metrics
+from pretrain.tracking import Tracker, forget_after, last_validation, read_metrics
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -81,6 +81,18 @@ def test_a_run_that_starts_again_at_step_0_keeps_no_record_it_writes_again(tmp_p
     own.close()
     forget_after(tmp_path, 0)
     assert written(tmp_path) == []
+
+
+def test_the_last_validation_is_the_newest_that_is_kept(tmp_path):
+    assert last_validation(tmp_path) == 0
+    own = tracker(tmp_path)
+    for step in (10, 20):
+        own.write("validation", step, {"loss": 1.0 / step})
+        own.write("train", step + 5, {"loss": 2.0})
+    own.close()
+    assert last_validation(tmp_path) == 20
+    forget_after(tmp_path, 15)
+    assert last_validation(tmp_path) == 10
 
 
 def test_forgetting_without_a_file_and_reading_none_is_no_error(tmp_path):

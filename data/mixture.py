@@ -1,0 +1,95 @@
+"""Several corpora trained on together, each with its weight and its own epochs, seen as one.
+
+The samples of all corpora are numbered through: corpus k's sample i is offset[k] + i. `Mixture` answers what the loader
+asks of a corpus (lengths, letters) and of an order (the samples of a step), so the loader knows nothing of mixtures.
+A mixture of one corpus is that corpus in every respect: the same order, the same masks, the same fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data import randomness
+from data.index import Corpus
+from data.order import Order
+from data.share import shares
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass
+class _Lengths:
+    """``lengths[ids]`` over all corpora, without copying their arrays into one."""
+
+    corpora: list[Corpus]
+    offsets: I64
+
+    def __getitem__(self, ids: I64) -> npt.NDArray[np.uint32]:
+        result = np.empty(len(ids), dtype=np.uint32)
+        for corpus, places, local in _by_corpus(self.corpora, self.offsets, ids):
+            result[places] = corpus.lengths[local]
+        return result
+
+
+class Mixture:
+    """Corpora by name with weights of any positive scale. Raises DataError as `data.share.shares` and `Order` do."""
+
+    def __init__(self, corpora: dict[str, Corpus], weights: Sequence[float], seed: int, global_batch: int) -> None:
+        self.names, self.corpora = list(corpora), list(corpora.values())
+        counts = np.array([corpus.count for corpus in self.corpora], dtype=np.int64)
+        self.offsets: I64 = np.cumsum(counts) - counts
+        self.lengths = _Lengths(self.corpora, self.offsets)
+        self.seed, self.global_batch = seed, global_batch
+        self.count, self.nucleotides = int(counts.sum()), sum(int(c.lengths.sum(dtype=np.int64)) for c in self.corpora)
+        self.orders = [
+            Order(
+                corpus.block_counts,
+                seed if place == 0 else randomness.key(seed, "corpus", place),
+                global_batch,
+                share=share,
+            )
+            for place, (corpus, share) in enumerate(zip(self.corpora, shares(weights, global_batch), strict=True))
+        ]
+        self.weights = list(weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """What training data this is: the corpus's own, or a hash over all corpora and weights in order."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].fingerprint
+        parts = [f"{c.fingerprint} {weight!r}" for c, weight in zip(self.corpora, self.weights, strict=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def step(self, step: int) -> tuple[I64, I64]:
+        """Samples of one step: (epoch of its own corpus [N], sample number over all corpora [N])."""
+        drawn = [order.step(step) for order in self.orders]
+        epochs = np.concatenate([epoch for epoch, _ in drawn])
+        ids = np.concatenate([ids + offset for (_, ids), offset in zip(drawn, self.offsets, strict=True)])
+        return epochs, ids
+
+    def epochs_before(self, step: int) -> dict[str, float]:
+        """Passes over each corpus before ``step``."""
+        return {name: order.epochs_before(step) for name, order in zip(self.names, self.orders, strict=True)}
+
+    def letters(self, ids: I64) -> list[npt.NDArray[np.uint8]]:
+        """ASCII letters of each sample, as `data.index.Corpus.letters`."""
+        result: list[npt.NDArray[np.uint8]] = [np.empty(0, dtype=np.uint8)] * len(ids)
+        for corpus, places, local in _by_corpus(self.corpora, self.offsets, ids):
+            for place, letters in zip(places.tolist(), corpus.letters(local), strict=True):
+                result[place] = letters
+        return result
+
+
+def _by_corpus(corpora: list[Corpus], offsets: I64, ids: I64) -> list[tuple[Corpus, I64, I64]]:
+    """(corpus, places in ``ids``, sample numbers within it) for every corpus that occurs."""
+    owner = np.searchsorted(offsets, ids, side="right") - 1
+    found = []
+    for number in np.unique(owner).tolist():
+        places = np.flatnonzero(owner == number)
+        found.append((corpora[number], places, ids[places] - offsets[number]))
+    return found
