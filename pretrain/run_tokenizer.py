@@ -54,6 +54,19 @@ def require_same(run: Path, tokenizer: Tokenizer) -> None:
         )
 
 
+def require_same_origin(source: Path, settings: Recipe) -> None:
+    """Raises PretrainError if the weights in ``source`` (whatever `init_from` accepts) belong to another tokenizer."""
+    places = (source, source / NAME, source.parent.parent / NAME)  # a release, a run, a checkpoint in a run
+    before = next((found for found in map(fingerprint_of, places) if found), None)
+    named = getattr(settings.objective, "tokenizer", None)
+    now = SentencePieceTokenizer.load(named).fingerprint if named else None
+    if before != now:
+        raise PretrainError(
+            f"init_from={settings.init_from} was trained with {_called(before)}, but the recipe gives {_called(now)}, "
+            "whose ids mean other letters; set objective.tokenizer to the one of those weights"
+        )
+
+
 def fingerprint_of(directory: Path) -> str | None:
     """Of the tokenizer in a directory; None where there is none. Raises DataError if it is damaged."""
     return SentencePieceTokenizer.load(directory).fingerprint if (directory / SETTINGS).is_file() else None

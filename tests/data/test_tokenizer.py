@@ -137,7 +137,7 @@ def test_planned_lengths_are_hardly_ever_exceeded(tokenizer: SentencePieceTokeni
     planned = tokenizer.planned_length(nucleotides)
     assert (tokens > planned).mean() < 0.02
     assert (planned <= nucleotides).all()
-    assert planned.sum() < 1.5 * tokens.sum()
+    assert planned.sum() < 2 * tokens.sum()
     assert tokenizer.planned_length(np.array([0, 1])).tolist() == [0, 1]
 
 
@@ -276,7 +276,9 @@ def test_long_sequences_lose_no_letter_in_training(tmp_path: Path) -> None:
 
     generator = np.random.default_rng(0)
     texts = ["".join(generator.choice(list("ACG"), 9000)) + "UUUUUUUU" * 20 for _ in range(5)]
-    prepare(config(tmp_path / "corpus", write_fasta(tmp_path / "long.fa", texts), max_length=20_000))
+    prepare(
+        config(tmp_path / "corpus", write_fasta(tmp_path / "long.fa", texts), max_length=20_000, validation_fraction=0)
+    )
     trained = train_tokenizer(Corpus.open(tmp_path / "corpus"), tmp_path / "tokenizer", "bpe", 200, 10, 0)
     assert "UUUUUUUU" in trained.tokens
 
