@@ -18,17 +18,27 @@ import numpy as np
 import numpy.typing as npt
 
 from data import layout
-from data.order import Order, sample_keys
+from data.order import sample_keys
 
 Collate = Callable[[list[npt.NDArray[np.uint8]], npt.NDArray[np.uint64]], Any]
 
 
 class Sequences(Protocol):
-    """What the loader needs of a corpus; `data.index.Corpus` is one."""
+    """What the loader needs of a corpus; `data.index.Corpus` and `data.mixture.Mixture` are such."""
 
-    lengths: npt.NDArray[np.uint32]
+    lengths: Any  # lengths[ids] gives nucleotides per sample
 
     def letters(self, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]: ...
+
+
+class Steps(Protocol):
+    """What the loader needs of an order; `data.order.Order` and `data.mixture.Mixture` are such."""
+
+    seed: int
+
+    def step(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+
+    def epochs_before(self, step: int) -> float: ...
 
 
 @dataclass
@@ -52,7 +62,7 @@ class StepPlanner:
     """
 
     corpus: Sequences
-    order: Order
+    order: Steps
     collate: Collate
     token_lengths: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
     tokens_per_micro_batch: int
@@ -68,7 +78,7 @@ class StepPlanner:
         return Step(
             number=number,
             micro_batches=[self.collate(self.corpus.letters(ids[chosen]), keys[chosen]) for chosen in mine],
-            epoch=(number + 1) * self.order.global_batch / self.order.samples_per_epoch,
+            epoch=self.order.epochs_before(number + 1),
             sequences=len(ids),
             tokens=int(tokens.sum()),
             nucleotides=int(np.minimum(nucleotides, tokens).sum()),

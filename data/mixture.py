@@ -37,7 +37,10 @@ class _Lengths:
 
 
 class Mixture:
-    """Corpora by name with weights of any positive scale. Raises DataError as `data.share.shares` and `Order` do."""
+    """Corpora by name, in this order, with weights of any positive scale.
+
+    Raises DataError as `data.share.shares` and `data.order.Order` do.
+    """
 
     def __init__(self, corpora: dict[str, Corpus], weights: Sequence[float], seed: int, global_batch: int) -> None:
         self.names, self.corpora = list(corpora), list(corpora.values())
@@ -51,6 +54,7 @@ class Mixture:
                 corpus.block_counts,
                 seed if place == 0 else randomness.key(seed, "corpus", place),
                 global_batch,
+                pointers=getattr(corpus, "clusters", None),
                 share=share,
             )
             for place, (corpus, share) in enumerate(zip(self.corpora, shares(weights, global_batch), strict=True))
@@ -72,7 +76,11 @@ class Mixture:
         ids = np.concatenate([ids + offset for (_, ids), offset in zip(drawn, self.offsets, strict=True)])
         return epochs, ids
 
-    def epochs_before(self, step: int) -> dict[str, float]:
+    def epochs_before(self, step: int) -> float:
+        """Passes over the first corpus before ``step``."""
+        return self.orders[0].epochs_before(step)
+
+    def epochs_by_corpus(self, step: int) -> dict[str, float]:
         """Passes over each corpus before ``step``."""
         return {name: order.epochs_before(step) for name, order in zip(self.names, self.orders, strict=True)}
 

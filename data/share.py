@@ -49,7 +49,7 @@ class Share:
 
 
 def shares(weights: Sequence[float], global_batch: int) -> list[Share]:
-    """One share per corpus from weights of any positive scale; they are taken as the decimal numbers that they print as.
+    """One share per corpus from weights of any positive scale, taken as the decimal numbers that they print as.
 
     Raises DataError for a weight that is not positive, and for a global batch too small to serve that many corpora.
     """

@@ -13,6 +13,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
 from pretrain.console import duration, quantity
 from pretrain.estimate import cost_of
+from pretrain.opening import sources_of
 from pretrain.tracking import read_metrics
 
 USAGE = """```python
@@ -104,22 +105,29 @@ def _procedure(settings: Recipe, found: Checkpoint) -> dict[str, object]:
 
 
 def _data(settings: Recipe, found: Checkpoint) -> str:
-    fingerprint = f"Corpus fingerprint `{found.progress.fingerprint}`."
-    try:
-        manifest = read_manifest(Path(settings.data.corpus))
-    except (DataError, OSError):
-        return fingerprint + " (The corpus itself was not at hand when this card was written.)\n"
-    if manifest["fingerprint"] != found.progress.fingerprint:
-        return fingerprint + " (The corpus at the recipe's path is another one by now.)\n"
-    train, held_out = manifest["splits"]["train"], manifest["splits"]["validation"]
-    rows = {
-        source["name"]: f"{source['records']:,} records, {sum(source['sequences'].values()):,} kept"
-        for source in manifest["sources"]
-    }
-    return (
-        f"{train['sequences']:,} sequences with {train['nucleotides']:,} nucleotides for training, "
-        f"{held_out['sequences']:,} held out. {fingerprint}\n\n" + _table(rows)
-    )
+    """One paragraph and table per corpus; only the fingerprint where a corpus is not at hand any more."""
+    parts = [f"Fingerprint of the training data: `{found.progress.fingerprint}`.\n"]
+    sources = sources_of(settings.data)
+    for source in sources:
+        title = f"**{Path(source.corpus).name}**" + (f", weight {source.weight:g}" if len(sources) > 1 else "")
+        try:
+            manifest = read_manifest(Path(source.corpus))
+        except (DataError, OSError):
+            parts.append(f"{title}: not at hand when this card was written.\n")
+            continue
+        if len(sources) == 1 and manifest["fingerprint"] != found.progress.fingerprint:
+            parts.append(f"{title}: another corpus stands there by now.\n")
+            continue
+        train, held_out = manifest["splits"]["train"], manifest["splits"]["validation"]
+        rows = {
+            origin["name"]: f"{origin['records']:,} records, {sum(origin['sequences'].values()):,} kept"
+            for origin in manifest["sources"]
+        }
+        parts.append(
+            f"{title}: {train['sequences']:,} sequences with {train['nucleotides']:,} nucleotides for training, "
+            f"{held_out['sequences']:,} held out.\n\n{_table(rows)}"
+        )
+    return "\n".join(parts)
 
 
 def _results(metrics: list[dict[str, Any]], found: Checkpoint) -> str:

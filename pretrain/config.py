@@ -21,8 +21,23 @@ class RunConfig:
 
 
 @dataclass
+class MixtureSource:
+    """One corpus of a mixture."""
+
+    corpus: str = MISSING  # as data.corpus
+    weight: float = 1.0  # share of every global batch, relative to the others'
+    name: str | None = None  # in metrics; the last part of `corpus` unless given
+
+
+@dataclass
 class DataConfig:
-    corpus: str = MISSING  # a directory made by launch/prepare.py
+    """Exactly one of `corpus` and `mixture`."""
+
+    corpus: str | None = None  # a directory made by launch/prepare.py, or the url of one
+    mixture: list[MixtureSource] = field(default_factory=list)  # several corpora, each with its weight and epochs
+    cache: str | None = None  # node-local directory the corpus is copied to, once per node; null reads it in place
+    cache_gigabytes: float | None = None  # limit of the whole cache, 1e9 bytes; null for none
+    allow_pipe: bool = False  # run the command of a corpus given as pipe:COMMAND
     allow_changed: bool = False  # resume although the corpus is not the one the checkpoint was trained on
 
 

@@ -43,6 +43,14 @@ class Console:
         else:
             self.say(f"step {values['step']}/{self._total}  {text}")
 
+    def validation(self, step: int, report: Mapping[str, Any]) -> None:
+        """A validation, of one corpus where there are several."""
+        of = f" of {report['corpus']}" if "corpus" in report else ""
+        self.say(
+            f"validation{of} at step {step}: loss {report['loss']:.4f}  perplexity {report['perplexity']:.3f}  "
+            f"accuracy {report['accuracy']:.3f}  (A, C, G, U alone: perplexity {report['perplexity_acgu']:.3f})"
+        )
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -79,6 +79,14 @@ class World:
             raise OtherRankFailed(failed[0][1])
         raise problem  # type: ignore[misc]
 
+    def require_same(self, value: str, what: str) -> None:
+        """Refuse to go on when ranks disagree on ``value``: a node that sees other files would train on other data."""
+        values = self.gather(value)
+        if len(set(values)) > 1:
+            seen = ", ".join(value[:16] for value in values)
+            text = f"the ranks do not agree on the {what}: {seen}; give all nodes the same files"
+            raise PretrainError(text) if self.first else OtherRankFailed(text)
+
     def barrier(self) -> None:
         if self.ranks > 1:
             dist.barrier()

@@ -36,6 +36,7 @@ from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.initialise import own_checkpoint, unpadded
 from pretrain.objectives import OBJECTIVES
+from pretrain.opening import places_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Largest difference of a logit that counts as the same model. fp32 weights come back bit for bit; bf16 ones are
@@ -166,19 +167,20 @@ def _sequences(settings: Recipe, fasta: Path | None, most: int = 16) -> list[npt
             raise DataError(f"{fasta} holds no sequence that a model can read; give other --sequences")
         return found[:most]
     try:
-        corpus = _any_split(settings.data.corpus)
+        corpus = _any_split(settings)
+        return [letters.copy() for letters in corpus.letters(np.arange(min(most, corpus.count)))]
     except DataError as error:
         raise DataError(
             f"outputs cannot be checked on the run's corpus ({error}); give sequences with --sequences FASTA"
         ) from error
-    return [letters.copy() for letters in corpus.letters(np.arange(min(most, corpus.count)))]
 
 
-def _any_split(path: str) -> Corpus:
+def _any_split(settings: Recipe) -> Corpus:
+    place = places_of(settings.data)[0]
     try:
-        return Corpus.open(path, "validation")
+        return place.open("validation")
     except DataError:
-        return Corpus.open(path, "train")
+        return place.open("train")
 
 
 def _publish(partial: Path, to: Path) -> None:

@@ -107,7 +107,7 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
     """
     if found.progress.fingerprint != fingerprint and not settings.data.allow_changed:
         raise PretrainError(
-            f"{found.path} was trained on the corpus {found.progress.fingerprint[:16]}, but {settings.data.corpus} is "
+            f"{found.path} was trained on the corpus {found.progress.fingerprint[:16]}, but the recipe's is "
             f"{fingerprint[:16]}; use the old corpus, or start a new run with init_from={found.path} (or, to go on "
             "with other data under the same step numbers, data.allow_changed=true)"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,9 +11,7 @@ from typing import Any
 import torch
 
 from data import randomness
-from data.index import Corpus
-from data.loader import Step, StepPlanner, prefetched
-from data.order import Order
+from data.loader import Step, prefetched
 from pretrain import checkpoint, initialise, recipe
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
@@ -23,13 +20,12 @@ from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, padded_tokens, peak_flops
 from pretrain.meter import Meter
-from pretrain.objectives import OBJECTIVES
+from pretrain.opening import open_data
 from pretrain.references import reference_losses
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.schedule import learning_rate
 from pretrain.signals import RESUBMIT, StopRequest
 from pretrain.tracking import Tracker, forget_after, last_validation
-from pretrain.validation import Validation
 
 log = logging.getLogger("rnafoundry")
 DONE = 0
@@ -47,6 +43,7 @@ class Trainer:
         world.together(self.directory.create if world.first else lambda: None)
         world.together(lambda: self.directory.start_log(world.rank))
         found = world.together(self._open)
+        world.require_same(self.progress.fingerprint, "corpus fingerprint")
         if found is not None:
             found.verify(world)
         world.together(lambda: check_deepspeed_config(settings))
@@ -76,47 +73,17 @@ class Trainer:
         self.console = Console(self.total_steps, self.progress.step, shown=world.first)
 
     def _open(self) -> checkpoint.Checkpoint | None:
-        """Corpus, objective and order, and the checkpoint to continue from if there is one."""
-        settings, world = self.settings, self.world
-        self.corpus = Corpus.open(settings.data.corpus, "train")
-        _, objective_class = OBJECTIVES[settings.objective.name]
-        self.objective = objective_class(settings.objective)
-        if len(self.objective.alphabet) != settings.model.vocab:
-            raise PretrainError(
-                f"objective.alphabet={settings.objective.alphabet} has {len(self.objective.alphabet)} tokens, but "
-                f"model.vocab is {settings.model.vocab}; they must agree"
-            )
-        n = settings.batch.sequences
-        if world.ranks > n:
-            raise PretrainError(
-                f"{world.ranks} ranks cannot share batch.sequences={n}: some would have nothing to do; start at most "
-                f"{n} ranks or raise batch.sequences"
-            )
-        order = Order(self.corpus.block_counts, settings.run.seed, n)
-        self.planner = StepPlanner(
-            self.corpus,
-            order,
-            self.objective.collate,
-            self.objective.token_lengths,
-            settings.batch.tokens_per_micro_batch,
-            world.rank,
-            world.ranks,
-        )
-        budget = settings.budget
-        self.total_steps = budget.steps or math.ceil(budget.epochs * order.samples_per_epoch / n)
-        self.validation = None
-        if settings.validation.sequences > 0:
-            held_out = Corpus.open(settings.data.corpus, "validation")
-            if held_out.count:
-                limit = settings.batch.tokens_per_micro_batch
-                self.validation = Validation(held_out, self.objective, settings.validation.sequences, limit)
-        self.progress = checkpoint.Progress(step=0, fingerprint=self.corpus.fingerprint)
-        found = self.directory.to_resume(settings.run.resume)
+        """The data of the run, and the checkpoint to continue from if there is one."""
+        self.data = open_data(self.settings, self.world)
+        self.objective, self.total_steps = self.data.objective, self.data.total_steps
+        fingerprint = self.data.mixture.fingerprint
+        self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
+        found = self.directory.to_resume(self.settings.run.resume)
         if found is not None:
-            for change in require_same_run(found, settings, self.corpus.fingerprint):
+            for change in require_same_run(found, self.settings, fingerprint):
                 log.warning("continuing with a changed recipe: %s", change)
             self.progress = found.progress
-            self.progress.fingerprint = self.corpus.fingerprint
+            self.progress.fingerprint = fingerprint
         return found
 
     def _initial_model(self, found: checkpoint.Checkpoint | None) -> torch.nn.Module:
@@ -136,6 +103,7 @@ class Trainer:
     def run(self) -> int:
         """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
         world, progress = self.world, self.progress
+        self.data.follow(self.progress.step)
         self._introduce()
         if self._due(self.settings.validation.every_steps):  # a kill came between saving and validating
             self._validate()
@@ -170,6 +138,7 @@ class Trainer:
             progress.sequences += step.sequences
             progress.nucleotides += step.nucleotides
             progress.tokens += step.tokens
+            self.data.reached(progress.step)
             self.meter.step(step)
             self._count_skipped(result.applied)
             if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
@@ -186,7 +155,9 @@ class Trainer:
 
     def _steps(self) -> Iterator[tuple[Step | None, Exception | None]]:
         """The remaining steps; a failure to read this rank's data comes as the second of the pair, once."""
-        steps = prefetched(self.planner, self.progress.step, self.total_steps, self.settings.compute.prefetch_steps)
+        steps = prefetched(
+            self.data.planner, self.progress.step, self.total_steps, self.settings.compute.prefetch_steps
+        )
         try:
             for step in steps:
                 yield step, None
@@ -235,6 +206,7 @@ class Trainer:
             "learning_rate": rate,
             "gradient_norm": norm,
             "epoch": step.epoch,
+            **({"epochs": self.data.mixture.epochs_by_corpus(self.progress.step)} if self.data.mixed else {}),
             "sequences": self.progress.sequences,
             "nucleotides": self.progress.nucleotides,
             "skipped_steps": self.progress.skipped_steps,
@@ -267,21 +239,20 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Validate the current step unless that was done. Returns False when a stop was asked for meanwhile."""
-        if self.validation is None or self.validated_step == self.progress.step:
+        if not self.data.validations or self.validated_step == self.progress.step:
             return True
         paused = self.meter.pause()
-        report = self.validation.run(self.engine, self.world, self.stop.requested)
+        reports = {}
+        for name, validation in self.data.validations.items():
+            report = validation.run(self.engine, self.world, self.stop.requested)
+            if report is None:
+                return False
+            reports[name] = report | ({"corpus": name} if self.data.mixed else {})
         self.meter.resume(paused)
-        if report is None:
-            return False
         self.validated_step = self.progress.step
-        if self.world.first:
+        for report in reports.values() if self.world.first else ():
             self.tracker.write("validation", self.progress.step, report)
-            self.console.say(
-                f"validation at step {self.progress.step}: loss {report['loss']:.4f}  perplexity "
-                f"{report['perplexity']:.3f}  accuracy {report['accuracy']:.3f}  (A, C, G, U alone: perplexity "
-                f"{report['perplexity_acgu']:.3f})"
-            )
+            self.console.validation(self.progress.step, report)
         return True
 
     def _stop_early(self) -> int:
@@ -294,27 +265,27 @@ class Trainer:
     def _introduce(self) -> None:
         """Say what is about to run, and how good trivial models are on the validation targets."""
         self.saved_at = time.monotonic()
-        settings, world = self.settings, self.world
-        name, tokens = recipe.model_name(settings), quantity(self.corpus.lengths.sum(dtype="int64"))
+        settings, world, mixture = self.settings, self.world, self.data.mixture
         self.console.say(
-            f"{settings.run.name}: {name} with {self.parameters:,} parameters on {world.ranks} "
+            f"{settings.run.name}: {recipe.model_name(settings)} with {self.parameters:,} parameters on {world.ranks} "
             f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
-            f"{settings.deepspeed.zero_stage}); {self.corpus.count:,} training sequences, {tokens} nucleotides; "
-            f"{self.total_steps:,} steps of {settings.batch.sequences} sequences; {self.origin}"
+            f"{settings.deepspeed.zero_stage}); {mixture.count:,} training sequences, {quantity(mixture.nucleotides)} "
+            f"nucleotides; {self.total_steps:,} steps of {settings.batch.sequences} sequences; {self.origin}"
         )
-        validation = self.validation
-        if validation is None or not settings.validation.baselines:
+        if not settings.validation.baselines:
             return
-        references = world.together(lambda: reference_losses(self.corpus, validation) if world.first else {})
-        if not world.first:
-            return
-        if self.progress.step == 0:
-            self.tracker.write("references", 0, references)
-        for title, figures in references.items():
-            self.console.say(
-                f"  {title.replace('_', ' ')} on the validation targets: loss {figures['loss']:.4f}  perplexity "
-                f"{figures['perplexity']:.3f}"
-            )
+        for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
+            measure = partial(reference_losses, corpus, validation)
+            references = world.together(measure if world.first else dict)
+            if not world.first:
+                continue
+            if self.progress.step == 0:
+                self.tracker.write("references", 0, references | ({"corpus": name} if self.data.mixed else {}))
+            for title, figures in references.items():
+                self.console.say(
+                    f"  {title.replace('_', ' ')} on the validation targets{f' of {name}' * self.data.mixed}: loss "
+                    f"{figures['loss']:.4f}  perplexity {figures['perplexity']:.3f}"
+                )
 
     def _conclude(self) -> None:
         progress = self.progress
@@ -325,6 +296,7 @@ class Trainer:
         self._close()
 
     def _close(self) -> None:
+        self.data.close()
         self.console.close()
         if self.world.first:
             self.tracker.close()

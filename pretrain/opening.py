@@ -1,0 +1,140 @@
+"""What a run trains on, opened: corpora (staged where asked), their order, the objective and the held-out sequences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import DataError
+from data.index import Corpus
+from data.loader import StepPlanner
+from data.mixture import Mixture
+from data.staging import Staged, stage
+from pretrain.config import DataConfig, MixtureSource, Recipe
+from pretrain.distributed import World
+from pretrain.errors import PretrainError
+from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.mlm import MLM
+from pretrain.validation import Validation
+
+
+@dataclass
+class Place:
+    """One corpus of a run: its name in metrics, and where its files are or will be."""
+
+    name: str
+    weight: float
+    location: Path
+    staged: Staged | None
+
+    def open(self, split: str) -> Corpus:
+        return Corpus.open(self.location, split, shards=self.staged.locate if self.staged else None)
+
+
+@dataclass
+class Opened:
+    """Everything about the data of a run, on this rank."""
+
+    places: list[Place]
+    mixture: Mixture
+    objective: MLM
+    planner: StepPlanner
+    total_steps: int
+    validations: dict[str, Validation] = field(default_factory=dict)  # by corpus name
+
+    @property
+    def mixed(self) -> bool:
+        return len(self.places) > 1
+
+    def follow(self, first: int) -> None:
+        """Let staging bring the shards that the next steps need, in their order."""
+        for number, place in enumerate(self.places):
+            if place.staged is not None:
+                place.staged.follow(_Ahead(self, number), first, self.total_steps)
+
+    def reached(self, step: int) -> None:
+        for place in self.places:
+            if place.staged is not None:
+                place.staged.reached(step)
+
+    def close(self) -> None:
+        for place in self.places:
+            if place.staged is not None:
+                place.staged.close()
+
+
+class _Ahead:
+    """step -> the samples of one corpus, with an order of its own: an order caches, and staging asks from a thread."""
+
+    def __init__(self, opened: Opened, number: int):
+        mixture = opened.mixture
+        corpora = dict(zip(mixture.names, mixture.corpora, strict=True))
+        self.order = Mixture(corpora, mixture.weights, mixture.seed, mixture.global_batch).orders[number]
+
+    def __call__(self, step: int) -> npt.NDArray[np.int64]:
+        return self.order.step(step)[1]
+
+
+def places_of(data: DataConfig) -> list[Place]:
+    """Where each corpus of the recipe lies; stages it first where `data.cache` or a url asks for that."""
+    places = []
+    for source in sources_of(data):
+        staged = stage(source.corpus, data.cache, data.cache_gigabytes, data.allow_pipe)
+        location = staged.path if staged else Path(source.corpus)
+        name = source.name or Path(source.corpus.rstrip("/")).name
+        places.append(Place(name, source.weight, location, staged))
+    names = [place.name for place in places]
+    for name in names:
+        if names.count(name) > 1:
+            raise PretrainError(f"two corpora of data.mixture are called {name}; give each a `name` of its own")
+    return places
+
+
+def sources_of(data: DataConfig) -> list[MixtureSource]:
+    """The corpora of a recipe; a single one is a mixture of one."""
+    if (data.corpus is None) == (not data.mixture):
+        raise PretrainError("give exactly one of data.corpus (a directory or url) and data.mixture (a list of corpora)")
+    return data.mixture or [MixtureSource(corpus=str(data.corpus))]
+
+
+def open_data(settings: Recipe, world: World) -> Opened:
+    """Raises DataError or PretrainError when a corpus is not intact, or cannot serve this recipe on so many ranks."""
+    places, n = places_of(settings.data), settings.batch.sequences
+    _, objective_class = OBJECTIVES[settings.objective.name]
+    objective = objective_class(settings.objective)
+    if len(objective.alphabet) != settings.model.vocab:
+        named = "tokenizer" if getattr(settings.objective, "tokenizer", None) else "alphabet"
+        raise PretrainError(
+            f"objective.{named}={getattr(settings.objective, named)} has {len(objective.alphabet)} tokens, but "
+            f"model.vocab is {settings.model.vocab}; they must agree"
+        )
+    if world.ranks > n:
+        raise PretrainError(
+            f"{world.ranks} ranks cannot share batch.sequences={n}: some would have nothing to do; start at most "
+            f"{n} ranks or raise batch.sequences"
+        )
+    weights = [place.weight for place in places]
+    mixture = Mixture({place.name: place.open("train") for place in places}, weights, settings.run.seed, n)
+    budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
+    planner = StepPlanner(mixture, mixture, objective.collate, objective.token_lengths, limit, world.rank, world.ranks)
+    if budget.epochs is not None and len(places) > 1:
+        raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
+    total = budget.steps or math.ceil(budget.epochs * mixture.orders[0].samples_per_epoch / n)
+    opened = Opened(places, mixture, objective, planner, total)
+    if settings.validation.sequences > 0:
+        opened.validations = {
+            place.name: Validation(_held_out(place), objective, settings.validation.sequences, limit)
+            for place in places
+        }
+    return opened
+
+
+def _held_out(place: Place) -> Corpus:
+    try:
+        return place.open("validation")
+    except DataError as error:
+        raise DataError(f"{error} (To train without validation, set validation.sequences=0.)") from error
