@@ -6,8 +6,8 @@ The corpus is simulated: only its block counts exist and, in the second table, t
 sizes), as `Order` knows nothing else of a corpus. Measured: setting the order up; the samples of random steps over
 several epochs, each asked for for the first time; the steps that span two epochs, each in a new order; steps that
 follow one another, as in training; and the peak of resident memory over what the process held before, the pointers
-included. Wall and processor time: on a machine that others use the first says little. The letters themselves are not read, and
-their lengths (4 bytes a sequence, mapped from disk) are not counted.
+included. Wall and processor time: on a machine that others use the first says little. The letters themselves are not
+read, and their lengths (4 bytes a sequence, mapped from disk) are not counted.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class SentencePieceTokenizer:
             if end < len(folded):
                 ids.append(np.array([self.ids[self.unk]]))
             start = end + 1
-        return np.concatenate(ids).astype(np.int64) if ids else np.empty(0, dtype=np.int64)
+        found: npt.NDArray[np.int64] = np.concatenate([np.empty(0, dtype=np.int64), *ids])
+        return found
 
     def planned_length(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[n] tokens that sequences of so many nucleotides hardly ever exceed, and never by more than their letters.

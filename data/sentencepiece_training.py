@@ -19,8 +19,10 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -170,11 +172,50 @@ def _learn(sample: list[bytes], kind: str, vocabulary: int) -> bytes:
 
 
 def _with_exact_sums(model: bytes) -> bytes:
-    """The model with rounded scores, see the module."""
-    from sentencepiece import sentencepiece_model_pb2
+    """The model with rounded scores, see the module.
 
-    parsed = sentencepiece_model_pb2.ModelProto.FromString(model)
-    for piece in parsed.pieces:
-        piece.score = max(round(piece.score / SCORE_STEP) * SCORE_STEP, LOWEST_SCORE)
-    rounded: bytes = parsed.SerializeToString(deterministic=True)
-    return rounded
+    The scores are overwritten where they stand: a model is a protobuf message with its pieces in field 1, a piece
+    being the message {1: text, 2: score as a 4-byte float, 3: type}. SentencePiece's own protobuf module demands a
+    protobuf runtime at least as new as the one it was built with, which other packages may not allow.
+    """
+    rounded = bytearray(model)
+    for piece in _fields(model, 0, len(model)):
+        if piece.number != 1:
+            continue
+        for field in _fields(model, piece.start, piece.stop):
+            if field.number == 2:
+                (score,) = struct.unpack_from("<f", model, field.start)
+                struct.pack_into("<f", rounded, field.start, max(round(score / SCORE_STEP) * SCORE_STEP, LOWEST_SCORE))
+    return bytes(rounded)
+
+
+class _Field(NamedTuple):
+    number: int
+    start: int  # of the content
+    stop: int
+
+
+def _fields(message: bytes, start: int, stop: int) -> Iterator[_Field]:
+    """The fields of a protobuf message that lies at [start, stop)."""
+    while start < stop:
+        tag, start = _varint(message, start)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            end = _varint(message, start)[1]
+        elif wire_type == 2:
+            length, start = _varint(message, start)
+            end = start + length
+        else:
+            end = start + {1: 8, 5: 4}[wire_type]
+        yield _Field(number, start, end)
+        start = end
+
+
+def _varint(message: bytes, start: int) -> tuple[int, int]:
+    """(number, where it ends): seven bits per byte, the lowest first; the eighth says that more follow."""
+    number = shift = 0
+    while True:
+        number |= (message[start] & 0x7F) << shift
+        shift, start = shift + 7, start + 1
+        if message[start - 1] < 0x80:
+            return number, start

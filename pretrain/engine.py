@@ -199,7 +199,9 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
             raise PretrainError(f"deepspeed.config.{key} is decided by the recipe; use {OWNED_KEYS[key]} instead")
     own_zero = recipe.deepspeed.config.get("zero_optimization") or {}
     if not isinstance(own_zero, Mapping) or "stage" in own_zero:
-        raise PretrainError("deepspeed.config.zero_optimization holds the stage; use deepspeed.zero_stage instead")
+        raise PretrainError(
+            "deepspeed.config.zero_optimization.stage is decided by the recipe; use deepspeed.zero_stage instead"
+        )
     return _overlaid(config, recipe.deepspeed.config)
 
 

@@ -96,8 +96,6 @@ def places_of(data: DataConfig) -> list[Place]:
 
 def sources_of(data: DataConfig) -> list[MixtureSource]:
     """The corpora of a recipe; a single one is a mixture of one."""
-    if (data.corpus is None) == (not data.mixture):
-        raise PretrainError("give exactly one of data.corpus (a directory or url) and data.mixture (a list of corpora)")
     return data.mixture or [MixtureSource(corpus=str(data.corpus))]
 
 

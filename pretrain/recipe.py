@@ -116,6 +116,8 @@ def check(recipe: Recipe) -> None:
     def refuse(key: str, found: object, expected: str) -> None:
         raise PretrainError(f"{key} is {found!r}, but must be {expected}")
 
+    if (recipe.data.corpus is None) == (not recipe.data.mixture):
+        raise PretrainError("give exactly one of data.corpus (a directory or url) and data.mixture (a list of corpora)")
     budget = recipe.budget
     if (budget.steps is None) == (budget.epochs is None):
         raise PretrainError("give exactly one of budget.steps and budget.epochs (the other as null)")

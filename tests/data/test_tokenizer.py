@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.index import Corpus
 from data.manifest import canonical
 from data.sentencepiece_tokenizer import MODEL, SETTINGS, SPECIALS, STRETCH, SentencePieceTokenizer
-from data.sentencepiece_training import draw_sample, train_tokenizer
+from data.sentencepiece_training import _with_exact_sums, draw_sample, train_tokenizer
 from data.tokenizer import Tokenizer, decode, fingerprint, made_of, spans, widths
 from data.transformers_tokenizer import last_merge
 from launch.cli import ROOT
@@ -219,6 +219,28 @@ def test_scores_of_unigram_pieces_add_up_exactly(tokenizers: dict[str, Path]) ->
     assert (scores * 256 == np.round(scores * 256)).all()
     assert scores.min() >= -32
     assert STRETCH * 32 * 256 <= 2**24  # what single precision holds exactly
+
+
+def test_rounding_changes_scores_by_less_than_a_step_and_nothing_else() -> None:
+    import io
+
+    import sentencepiece
+
+    written = io.BytesIO()
+    texts = random_texts("ACGU", 50, 60)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=written, vocab_size=40, add_dummy_prefix=False, minloglevel=2
+    )
+    before, after = (sentencepiece.SentencePieceProcessor() for _ in range(2))
+    before.LoadFromSerializedProto(written.getvalue())
+    after.LoadFromSerializedProto(_with_exact_sums(written.getvalue()))
+    every = list(range(40))
+    assert before.id_to_piece(every) == after.id_to_piece(every)
+    change = abs(np.array(before.get_score(every)) - np.array(after.get_score(every)))
+    assert 0 < change.max() <= 2**-9
+    rounded = after.serialized_model_proto()
+    assert _with_exact_sums(rounded) == rounded
+    assert sum(a != b for a, b in zip(rounded, written.getvalue(), strict=True)) <= 4 * 40
 
 
 # Training

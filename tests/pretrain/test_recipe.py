@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from data.errors import DataError
 from data.structured import CONFIGS
@@ -125,7 +126,6 @@ def test_a_value_of_the_wrong_type_names_where_it_stands_and_its_key(path, argum
 @pytest.mark.parametrize(
     ("without", "key"),
     [
-        ("data: {corpus: corpora/any}", "data.corpus"),
         ("batch: {sequences: 32}", "batch.sequences"),
         ("optimizer: {learning_rate: 1.0e-3}", "optimizer.learning_rate"),
         ("model: {name: rinalmo, size: nano}", "model.name"),
@@ -135,6 +135,15 @@ def test_a_value_of_the_wrong_type_names_where_it_stands_and_its_key(path, argum
 def test_a_missing_mandatory_key_is_named(path, without, key):
     path.write_text(MINIMAL.replace(without, ""))
     assert f"{key} must be given" in refusal(path)
+
+
+def test_data_is_one_corpus_or_a_mixture(path):
+    assert "exactly one of data.corpus" in refusal(path, "data.corpus=null")
+    assert "exactly one of data.corpus" in refusal(path, "data.mixture=[{corpus: other}]")
+    assert "data.mixture[0].corpus must be given" in refusal(path, "data.corpus=null", "data.mixture=[{weight: 2}]")
+    settings = recipe.load(str(path), ["data.corpus=null", "data.mixture=[{corpus: a, weight: 2}, {corpus: b}]"])
+    assert [(source.corpus, source.weight) for source in settings.data.mixture] == [("a", 2.0), ("b", 1.0)]
+    assert recipe.resolve([("yaml", OmegaConf.create(recipe.to_yaml(settings)))], "mine") == settings
 
 
 @pytest.mark.parametrize(
