@@ -122,7 +122,8 @@ class SentencePieceTokenizer:
         """
         mean, spread = self.settings["tokens_per_nucleotide"], self.settings["spread"]
         cautious = np.ceil(mean * nucleotides + spread * np.sqrt(nucleotides)).astype(np.int64)
-        return np.minimum(cautious, nucleotides)
+        planned: npt.NDArray[np.int64] = np.minimum(cautious, nucleotides)
+        return planned
 
     def _check(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:

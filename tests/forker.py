@@ -47,6 +47,7 @@ def main() -> None:
             print(json.dumps({"ended": ended, "code": os.waitstatus_to_exitcode(status)}), flush=True)
     for rank in running:
         os.kill(rank, signal.SIGKILL)
+        os.waitpid(rank, 0)
 
 
 def become(request: dict) -> None:

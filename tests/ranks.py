@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -55,8 +56,15 @@ class Forker:
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "forker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        atexit.register(self.close)
         self._unread = b""
         self.codes: dict[int, int] = {}  # of ranks that ended
+
+    def close(self) -> None:
+        """End the forker, and with it every rank that still runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
     def start(self, request: Mapping[str, object]) -> int:
         assert self._process.stdin is not None

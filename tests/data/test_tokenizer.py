@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +15,7 @@ from data.errors import DataError
 from data.index import Corpus
 from data.manifest import canonical
 from data.sentencepiece_tokenizer import MODEL, SETTINGS, SPECIALS, STRETCH, SentencePieceTokenizer
-from data.sentencepiece_training import _with_exact_sums, draw_sample, train_tokenizer
 from data.tokenizer import Tokenizer, decode, fingerprint, made_of, spans, widths
-from data.transformers_tokenizer import last_merge
-from launch.cli import ROOT
 
 LETTERS = IUPAC + "I"
 KINDS = ("bpe", "unigram")
@@ -30,15 +24,6 @@ KINDS = ("bpe", "unigram")
 def random_texts(of: str, count: int, longest: int, seed: int = 0) -> list[str]:
     generator = np.random.default_rng(seed)
     return ["".join(generator.choice(list(of), generator.integers(1, longest))) for _ in range(count)]
-
-
-@pytest.fixture(scope="session")
-def tokenizers(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small tokenizer of each kind, by kind."""
-    folder, corpus = tmp_path_factory.mktemp("tokenizers"), Corpus.open(synthetic_corpus)
-    for kind in KINDS:
-        train_tokenizer(corpus, folder / kind, kind, vocabulary=160, sequences=150, seed=0)
-    return {kind: folder / kind for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -139,195 +124,6 @@ def test_planned_lengths_are_hardly_ever_exceeded(tokenizer: SentencePieceTokeni
     assert (planned <= nucleotides).all()
     assert planned.sum() < 2 * tokens.sum()
     assert tokenizer.planned_length(np.array([0, 1])).tolist() == [0, 1]
-
-
-# transformers
-
-
-def hard_texts() -> list[str]:
-    """Ties and near-ties without end, stretches, letters out of the ordinary."""
-    return [
-        *random_texts("ACGU", 800, 400),
-        *random_texts("ACGTacgtu", 300, 300),
-        *random_texts(LETTERS + LETTERS.lower(), 300, 200),
-        *random_texts("ACGUXx-. nN?E<é", 200, 80),
-        *random_texts("AU", 200, 1500),
-        *random_texts("AAAAAAAAAG", 300, 300),
-        *("A" * n for n in (*range(1, 120), STRETCH - 1, STRETCH, STRETCH + 1, 5 * STRETCH)),
-        *("N" * n for n in (1, 2, STRETCH + 1)),
-        *(unit * 1500 for unit in ("AAG", "GGC", "AUAU", "GCGCC")),
-    ]
-
-
-def disagreements(directory: Path, texts: list[str]) -> list[str]:
-    from transformers import AutoTokenizer
-
-    ours, theirs = SentencePieceTokenizer.load(directory), AutoTokenizer.from_pretrained(directory)
-    expected = theirs(texts)["input_ids"]
-    return [text for text, row in zip(texts, expected, strict=True) if [0, *ours.encode(text).tolist(), 2] != row]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_gives_the_same_ids(kind: str, tokenizers: dict[str, Path], synthetic_corpus: Path) -> None:
-    pytest.importorskip("transformers", reason="the optional extra `test` is not installed")
-    letters = Corpus.open(synthetic_corpus).letters(np.arange(1000))
-    assert disagreements(tokenizers[kind], [*hard_texts(), *(x.tobytes().decode() for x in letters)]) == []
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_finds_special_tokens_pads_and_decodes(kind: str, tokenizers: dict[str, Path]) -> None:
-    pytest.importorskip("transformers", reason="the optional extra `test` is not installed")
-    from transformers import AutoTokenizer
-
-    theirs, ours = AutoTokenizer.from_pretrained(tokenizers[kind]), SentencePieceTokenizer.load(tokenizers[kind])
-    assert len(theirs) == len(ours)
-    found = [theirs.cls_token_id, theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id, theirs.mask_token_id]
-    assert found == [0, 1, 2, 3, 4]
-    acgu, g = ours.encode("ACGU").tolist(), ours.encode("G").tolist()
-    assert theirs("acgt<mask>ACGU")["input_ids"] == [0, *acgu, 4, *acgu, 2]
-    padded = theirs(["ACGU", "G"], padding=True)["input_ids"]
-    assert padded == [[0, *acgu, 2], [0, *g, 2, *[1] * (len(acgu) - 1)]]
-    assert theirs.decode(theirs("ACGTNN")["input_ids"], skip_special_tokens=True) == "ACGUNN"
-    assert theirs("AC", "GU")["input_ids"] == [0, *ours.encode("AC"), 2, *ours.encode("GU"), 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_gives_the_same_ids_on_real_rna(kind: str, tmp_path: Path, shared_data: Path) -> None:
-    pytest.importorskip("transformers", reason="the optional extra `test` is not installed")
-    from data.corpus import prepare
-    from tests.data.corpora import config
-
-    prepare(config(tmp_path / "corpus", shared_data / "sequences" / "nrc_train_6320_13classes.fasta.gz"))
-    corpus = Corpus.open(tmp_path / "corpus")
-    train_tokenizer(corpus, tmp_path / "tokenizer", kind, vocabulary=512, sequences=2000, seed=0)
-    texts = [x.tobytes().decode() for x in corpus.letters(np.arange(corpus.count))]
-    assert len(texts) > 4000
-    assert disagreements(tmp_path / "tokenizer", texts + [text.replace("U", "T").lower() for text in texts]) == []
-
-
-def test_the_last_merge_of_a_piece() -> None:
-    scores = {"AA": 0.0, "AAA": -1.0, "GA": -2.0, "GAA": -3.0, "CC": -4.0, "UCCU": -5.0}
-    assert last_merge("AA", scores) == ["A", "A"]
-    assert last_merge("AAA", scores) == ["AA", "A"]
-    assert last_merge("GAA", scores) == ["G", "AA"]
-    assert last_merge("UCCU", scores) is None  # U CC U: no two neighbours make up a piece
-
-
-def test_scores_of_unigram_pieces_add_up_exactly(tokenizers: dict[str, Path]) -> None:
-    scores = np.array(SentencePieceTokenizer.load(tokenizers["unigram"]).scores)
-    assert (scores * 256 == np.round(scores * 256)).all()
-    assert scores.min() >= -32
-    assert STRETCH * 32 * 256 <= 2**24  # what single precision holds exactly
-
-
-def test_rounding_changes_scores_by_less_than_a_step_and_nothing_else() -> None:
-    import io
-
-    import sentencepiece
-
-    written = io.BytesIO()
-    texts = random_texts("ACGU", 50, 60)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=written, vocab_size=40, add_dummy_prefix=False, minloglevel=2
-    )
-    before, after = (sentencepiece.SentencePieceProcessor() for _ in range(2))
-    before.LoadFromSerializedProto(written.getvalue())
-    after.LoadFromSerializedProto(_with_exact_sums(written.getvalue()))
-    every = list(range(40))
-    assert before.id_to_piece(every) == after.id_to_piece(every)
-    change = abs(np.array(before.get_score(every)) - np.array(after.get_score(every)))
-    assert 0 < change.max() <= 2**-9
-    rounded = after.serialized_model_proto()
-    assert _with_exact_sums(rounded) == rounded
-    assert sum(a != b for a, b in zip(rounded, written.getvalue(), strict=True)) <= 4 * 40
-
-
-# Training
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_corpus_and_seed_give_the_same_bytes_in_another_process(
-    kind: str, tokenizers: dict[str, Path], synthetic_corpus: Path, tmp_path: Path
-) -> None:
-    code = (
-        "import sys; from pathlib import Path; from data.index import Corpus\n"
-        "from data.sentencepiece_training import train_tokenizer\n"
-        "train_tokenizer(Corpus.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], 160, 150, 0)\n"
-    )
-    command = [sys.executable, "-c", code, str(synthetic_corpus), str(tmp_path / "again"), kind]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "3", "PYTHONHASHSEED": "1"})
-    assert contents(tmp_path / "again") == contents(tokenizers[kind])
-    assert sorted(contents(tmp_path / "again")) == [
-        "sentencepiece.json",
-        "sentencepiece.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-
-
-def test_another_seed_draws_another_sample_and_settings_tell_which(synthetic_corpus: Path, tmp_path: Path) -> None:
-    corpus = Corpus.open(synthetic_corpus)
-    trained = [train_tokenizer(corpus, tmp_path / str(seed), "bpe", 100, 50, seed) for seed in (0, 1)]
-    assert trained[0].fingerprint != trained[1].fingerprint
-    everything = train_tokenizer(corpus, tmp_path / "all", "bpe", 100, 10**9, 0).settings
-    assert everything["sample"] == {"sequences": corpus.count, "nucleotides": int(corpus.lengths.sum())}
-    assert everything["corpus"]["fingerprint"] == corpus.fingerprint
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_sample_holds_different_sequences_all_over_the_corpus() -> None:
-    for count, most in ((10, 10), (10, 20), (11, 10), (1000, 990), (36_000_000, 5000)):
-        sample = draw_sample(count, most, seed=3)
-        assert len(sample) == len(set(sample.tolist())) == min(count, most)
-        assert (np.diff(sample) > 0).all()
-        assert sample[0] >= 0
-        assert sample[-1] < count
-    counts = np.histogram(draw_sample(36_000_000, 5000, 3), bins=10, range=(0, 36_000_000))[0]
-    assert (abs(counts - 500) < 100).all()
-
-
-def test_long_sequences_lose_no_letter_in_training(tmp_path: Path) -> None:
-    """A piece that occurs only in the last letters of sequences longer than any limit of SentencePiece is learned."""
-    from data.corpus import prepare
-    from tests.data.corpora import config, write_fasta
-
-    generator = np.random.default_rng(0)
-    texts = ["".join(generator.choice(list("ACG"), 9000)) + "UUUUUUUU" * 20 for _ in range(5)]
-    prepare(
-        config(tmp_path / "corpus", write_fasta(tmp_path / "long.fa", texts), max_length=20_000, validation_fraction=0)
-    )
-    trained = train_tokenizer(Corpus.open(tmp_path / "corpus"), tmp_path / "tokenizer", "bpe", 200, 10, 0)
-    assert "UUUUUUUU" in trained.tokens
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kind": "words"}, "kind of tokenizer is 'words'"),
-        ({"vocabulary": 21}, "vocabulary is 21"),
-        ({"vocabulary": 10**7}, "vocabulary is 10000000"),
-        ({"sequences": 0}, "sample is 0"),
-        ({"vocabulary": 50_000, "sequences": 2}, "a vocabulary of 50000 is more than the sample supports"),
-    ],
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_settings_that_cannot_work_are_a_sentence_and_leave_nothing(
-    kind: str, changes: dict[str, object], message: str, synthetic_corpus: Path, tmp_path: Path
-) -> None:
-    arguments = {"kind": kind, "vocabulary": 100, "sequences": 20, "seed": 0, **changes}
-    with pytest.raises(DataError, match=message) as error:
-        train_tokenizer(Corpus.open(synthetic_corpus), tmp_path / "tokenizer", **arguments)  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_smallest_vocabulary_works(synthetic_corpus: Path, tmp_path: Path) -> None:
-    assert len(train_tokenizer(Corpus.open(synthetic_corpus), tmp_path / "t", "bpe", 22, 20, 0)) == 22
 
 
 # A directory that is not intact
