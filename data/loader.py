@@ -43,7 +43,7 @@ class Steps(Protocol):
 
 @dataclass
 class Step:
-    """One rank's share of a step. Counts are of the whole step, over all ranks."""
+    """One rank's share of a step. Counts are of the whole step, over all ranks, as planned from lengths."""
 
     number: int
     micro_batches: list[Any]
@@ -57,8 +57,8 @@ class Step:
 class StepPlanner:
     """Computes any step of a run for one rank.
 
-    token_lengths maps [n] nucleotides to [n] tokens a sample costs after cropping; collate turns letters and keys into
-    a micro-batch, and must accept an empty list.
+    token_lengths maps [n] nucleotides to [n] tokens a sample is planned with, after cropping; collate turns letters and
+    keys into a micro-batch, and must accept an empty list.
     """
 
     corpus: Sequences

@@ -1,7 +1,8 @@
 """Publish a run: `python launch/export.py RUN --to DIR`, checked before it is put into place.
 
 RUN is a run directory (its newest checkpoint is taken) or one checkpoint. DIR becomes a directory that
-`from_pretrained` loads, with the authors' layout in DIR/original and a model card.
+`from_pretrained` loads, with the authors' layout in DIR/original and a model card. A run whose tokens are pieces of
+several nucleotides fits neither: it is written in our own layout, with its tokenizer for transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="the directory to make")
-    parser.add_argument("--layout", choices=("multimolecule", "original", "both"), default="both")
+    parser.add_argument(
+        "--layout", choices=("multimolecule", "original", "rnafoundry"), help="all that fit unless given"
+    )
     parser.add_argument(
         "--vocabulary", type=int, choices=(28, 26), default=28, help="tokens of MultiMolecule's alphabet"
     )
@@ -33,7 +36,7 @@ def main() -> int:
     from pretrain.release import Options, release
 
     options = Options(
-        layouts=("multimolecule", "original") if arguments.layout == "both" else (arguments.layout,),
+        layouts=(arguments.layout,) if arguments.layout else None,
         vocabulary=arguments.vocabulary,
         dtype=arguments.dtype,
         shard_bytes=int(arguments.shard_gigabytes * 1e9) if arguments.shard_gigabytes else None,
@@ -48,6 +51,8 @@ def main() -> int:
             f"  {result.layout}: {result.path} gives the trained outputs on {result.sequences} sequences "
             f"(largest difference of a logit {result.largest_difference:.1e})"
         )
+    if [result.layout for result in checked] == ["rnafoundry"]:
+        print("  transformers loads the tokenizer; no class of theirs loads the weights yet, init_from does")
     if arguments.licence is None:
         print("  no --licence was given: the card says so; state one before you publish")
     return 0

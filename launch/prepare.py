@@ -5,6 +5,7 @@ python launch/prepare.py --fasta my.fa.gz more/ --to corpora/my [key=value ...]
 python launch/prepare.py verify DIR
 python launch/prepare.py describe DIR
 python launch/prepare.py synthetic --sequences 24000 --to corpora/demo [key=value ...]
+python launch/prepare.py tokenizer DIR --kind bpe --vocabulary 1024 --to tokenizers/my
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from data.synthetic_family import PRESETS
 from data.verify import verify
 from launch.cli import find_config, main_guard
 from launch.corpus_tables import build_progress, print_build, print_description
+from launch.tokenizer_command import tokenizer_command
 
 
 def build_command(arguments: Sequence[str]) -> None:
@@ -122,6 +124,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "verify": verify_command,
     "describe": describe_command,
     "synthetic": synthetic_command,
+    "tokenizer": tokenizer_command,
 }
 
 

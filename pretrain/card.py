@@ -26,18 +26,34 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 """
 
 
+OWN_USAGE = """The tokens are pieces of several nucleotides, which no public model class expresses. transformers loads
+the tokenizer:
+
+```python
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```
+
+rnafoundry loads the weights (`init_from`, or `models.layouts.detect.read_checkpoint`).
+"""
+
+
+ORIGINAL = "`original/` holds the same weights as a file for the authors' repository.\n"
+
+
 def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_name: str, licence: str | None) -> str:
     """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there."""
     metrics = read_metrics(run / "metrics.jsonl") if run else []
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
     origin = _read_json(run / "origin.json") if run else None
-    name = recipe.model_name(settings)
+    name, pieces = recipe.model_name(settings), settings.objective.tokenizer is not None
     front = {
         "language": "rna",
         "tags": ["Biology", "RNA", name],
         "license": licence,
-        "library_name": "multimolecule",
-        "pipeline_tag": "fill-mask",
+        "library_name": None if pieces else "multimolecule",
+        "pipeline_tag": None if pieces else "fill-mask",
         "mask_token": "<mask>",
         "widget": [{"example_title": "tRNA", "text": "GCGGAUUUAGCUCAGUU<mask>GGGAGAGCGCCAGACUG"}],
         "base_model": origin["init_from"] if origin else None,
@@ -49,8 +65,8 @@ def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_na
         f"\n# {release_name}\n",
         f"A {name} model of RNA, pretrained by masked-token prediction with rnafoundry.\n",
         "## Use\n",
-        USAGE,
-        "`original/` holds the same weights as a file for the authors' repository.\n" if name == "rinalmo" else "",
+        OWN_USAGE if pieces else USAGE,
+        "" if pieces or name != "rinalmo" else ORIGINAL,
         "## Model\n",
         _table(_specification(settings)),
         "## Training data\n",
@@ -68,11 +84,12 @@ def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_na
 def _specification(settings: Recipe) -> dict[str, object]:
     model, cost = settings.model, cost_of(settings)
     return {
+        "Tokens": "single nucleotides" if settings.objective.tokenizer is None else "pieces (SentencePiece)",
         "Layers": model.layers,
         "Hidden size": model.width,
         "Attention heads": model.heads,
         "Feed-forward inner size": model.ffn,
-        "Parameters (as trained: encoder and LM head, 22 tokens)": f"{cost.count_parameters(model):,}",
+        f"Parameters (as trained: encoder and LM head, {model.vocab} tokens)": f"{cost.count_parameters(model):,}",
         "Training FLOPs per sequence of 1,024 tokens": f"{cost.flops(model, [1024]):.3g}",
         "Tokens per sequence in training, `<cls>` and `<eos>` included": settings.objective.max_tokens,
     }
@@ -87,7 +104,7 @@ def _procedure(settings: Recipe, found: Checkpoint) -> dict[str, object]:
     )
     return {
         "Objective": f"masked tokens: {objective.masked_fraction:.0%} selected, of these {objective.mask_share:.0%} "
-        f"`<mask>`, {objective.random_share:.0%} another letter, the rest unchanged",
+        f"`<mask>`, {objective.random_share:.0%} another one, the rest unchanged",
         "Steps": f"{progress.step:,}",
         "Sequences per global batch": f"{settings.batch.sequences:,}",
         "Sequences seen": f"{progress.sequences:,}",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data import randomness
 from models import MODELS
 from models.layouts.detect import read_checkpoint
-from pretrain import checkpoint, recipe
+from pretrain import checkpoint, recipe, run_tokenizer
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of
@@ -42,6 +42,7 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, str | None]:
     if name != wanted:
         raise PretrainError(f"init_from={settings.init_from} holds a {name} model, but the recipe trains {wanted}")
     _require_same_sizes(settings.model, config, settings.init_from)
+    run_tokenizer.require_same_origin(source, settings)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if hasattr(settings.model, "ffn_pad_to"):
         state = cost_of(settings).add_padding(state, settings.model)

@@ -1,6 +1,7 @@
 """What a validation loss is worth: trivial models on the same targets, and the bound of a synthetic corpus.
 
-The trivial models score the targets that are A, C, G or U; other letters are too rare to be worth modelling.
+The trivial models score the targets that are A, C, G or U; other letters are too rare to be worth modelling. They are
+per nucleotide: where tokens are pieces, compare them with the validation's loss per nucleotide.
 Letter frequencies and an order-2 Markov chain are fitted on the training split. Where the corpus was made by
 data/synthetic.py, the bound is the loss of a reader who knows the generator, each sequence's family and its alignment.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.alphabet import Alphabet
 from data.baselines import MarkovModel
 from data.errors import DataError
 from data.index import Corpus
@@ -61,12 +63,16 @@ def _scored(
             zip(chosen.tolist(), validation.corpus.letters(validation.ids[chosen]), strict=True)
         ):
             mine = slice(ends[i], ends[i + 1])
-            yield letters, batch.target_nucleotide[mine], (place, seen[mine])
+            widths = batch.target_width[mine]
+            within = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
+            yield letters, np.repeat(batch.target_nucleotide[mine], widths) + within, (place, seen[mine])
 
 
 def _generator_bound(validation: Validation) -> dict[str, float] | None:
     """None unless every validation sequence is synthetic and whole, and the masking is the one the bound is for."""
     config = validation.objective.config
+    if not isinstance(validation.objective.alphabet, Alphabet):
+        return None
     if not config.random_differs or set(config.random_letters) not in (set("ACGU"), set("ACGT")):
         return None
     if int(validation.corpus.lengths[validation.ids].max()) + 2 > config.max_tokens:

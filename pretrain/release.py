@@ -6,6 +6,12 @@ trained model's outputs on real sequences; only then is it renamed into place.
     release/README.md, config.json, model.safetensors, tokenizer_config.json, vocab.txt   MultiMolecule / Hugging Face
             original/NAME.pt                                                              the authors' repository
             recipe.yaml                                                                   every setting of the run
+
+Where tokens are pieces of several nucleotides, neither layout can express the vocabulary. Such a run is released in our
+own layout (models/layouts/own.py) with its tokenizer, which transformers loads:
+
+    release/README.md, config.json, model.safetensors, vocab.txt, recipe.yaml
+            tokenizer.json, tokenizer_config.json, sentencepiece.model, sentencepiece.json
 """
 
 from __future__ import annotations
@@ -27,9 +33,11 @@ from data.errors import DataError
 from data.formats.fasta import read_fasta
 from data.index import Corpus
 from data.normalise import KEPT, LetterPolicy, Normaliser
+from data.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import MODELS
+from models.layouts import own
 from models.layouts.detect import LAYOUTS, read_checkpoint
-from pretrain import recipe
+from pretrain import recipe, run_tokenizer
 from pretrain.card import model_card
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
@@ -46,7 +54,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Options:
-    layouts: tuple[str, ...] = ("multimolecule", "original")
+    layouts: tuple[str, ...] | None = None  # all that can express the model's vocabulary
     vocabulary: int = 28  # MultiMolecule's alphabet: 28 tokens since 0.2.0, 26 before
     dtype: str = "float32"
     shard_bytes: int | None = None
@@ -77,6 +85,8 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     found.verify()
     settings = recipe.read_resolved(found.recipe_path)
     run = found.path.parent.parent if found.path.parent.name == "checkpoints" else None
+    layouts = _layouts(settings, options.layouts)
+    with_tokenizer = run_tokenizer.with_kept_tokenizer(settings, run)
     state = unpadded(settings, found.weights())
     letters = _sequences(settings, options.sequences)
 
@@ -84,7 +94,7 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        checked = [_write_and_check(layout, partial, state, settings, letters, options) for layout in options.layouts]
+        checked = [_write_and_check(layout, partial, state, with_tokenizer, letters, options) for layout in layouts]
         (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
         (partial / "README.md").write_text(model_card(run, found, settings, to.name, options.licence))
         _publish(partial, to)
@@ -95,6 +105,18 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     for result in checked:
         result.path = to / result.path.relative_to(partial)
     return found, checked
+
+
+def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The layouts to write. Raises PretrainError for one that cannot express the vocabulary."""
+    if getattr(settings.objective, "tokenizer", None) is None:
+        possible, why = ("multimolecule", "original"), "is for vocabularies of several nucleotides per token"
+    else:
+        possible, why = ("rnafoundry",), "has single nucleotides as tokens, and the run's tokens are pieces"
+    for layout in wanted or ():
+        if layout not in possible:
+            raise PretrainError(f"the {layout} layout {why}; choose --layout {' or '.join(possible)}, or leave it out")
+    return wanted or possible
 
 
 def _write_and_check(
@@ -112,6 +134,10 @@ def _write_and_check(
         LAYOUTS[name].write_multimolecule(
             path, state, config, tokens=options.vocabulary, dtype=dtype, shard_bytes=options.shard_bytes
         )
+    elif layout == "rnafoundry":
+        path, tokenizer = directory, SentencePieceTokenizer.load(settings.objective.tokenizer)
+        own.write(path, name, state, config, list(tokenizer.tokens), dtype, options.shard_bytes)
+        run_tokenizer.copy_files(tokenizer, path)
     else:
         path = directory / "original" / f"{name}_{settings.run.name}.pt"
         path.parent.mkdir()

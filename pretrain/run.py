@@ -3,6 +3,7 @@
 runs/NAME/recipe.yaml         every key with its value (of the latest start)
           environment.json    versions and machine (of the latest start)
           origin.json     what init_from was, where it was given
+          tokenizer/      a copy of the tokenizer, where tokens are pieces (run_tokenizer.py)
           metrics.jsonl       one record per logged step and validation
           logs/rank-00000.log one per rank
           checkpoints/        see checkpoint.py
@@ -27,7 +28,17 @@ from pretrain.distributed import World
 from pretrain.errors import PretrainError
 
 log = logging.getLogger("rnafoundry")
-PACKAGES = ("rnafoundry", "torch", "deepspeed", "numpy", "webdataset", "omegaconf", "safetensors", "flash-attn")
+PACKAGES = (
+    "rnafoundry",
+    "torch",
+    "deepspeed",
+    "numpy",
+    "webdataset",
+    "sentencepiece",
+    "omegaconf",
+    "safetensors",
+    "flash-attn",
+)
 
 
 class RunDirectory:

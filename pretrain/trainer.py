@@ -12,7 +12,7 @@ import torch
 
 from data import randomness
 from data.loader import Step, prefetched
-from pretrain import checkpoint, initialise, recipe
+from pretrain import checkpoint, initialise, recipe, run_tokenizer
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
 from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
@@ -58,6 +58,9 @@ class Trainer:
         self.peak = peak_flops(settings.compute, world.device)
         self.meter = Meter(world)
         world.together(lambda: self.directory.describe(settings, world) if world.first else None)
+        if found is None:
+            tokenizer = self.objective.alphabet
+            world.together(lambda: run_tokenizer.keep(self.directory.path, tokenizer) if world.first else None)
         validated = 0
         if world.first:
             forget_after(self.directory.path, self.progress.step)
@@ -80,6 +83,7 @@ class Trainer:
         self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
         found = self.directory.to_resume(self.settings.run.resume)
         if found is not None:
+            run_tokenizer.require_same(self.directory.path, self.objective.alphabet)
             for change in require_same_run(found, self.settings, fingerprint):
                 log.warning("continuing with a changed recipe: %s", change)
             self.progress = found.progress
@@ -108,9 +112,12 @@ class Trainer:
         if self._due(self.settings.validation.every_steps):  # a kill came between saving and validating
             self._validate()
         for step, problem in self._steps():
-            weight, stopping, failing, clock = world.sum(
+            batches = step.micro_batches if step else []
+            weight, tokens, nucleotides, stopping, failing, clock = world.sum(
                 [
-                    sum(batch.weight for batch in step.micro_batches) if step else 0,
+                    sum(batch.weight for batch in batches),
+                    sum(int(batch.lengths[batch.nucleotides > 0].sum()) for batch in batches),
+                    sum(int(batch.nucleotides.sum()) for batch in batches),
                     self.stop.requested(),
                     problem is not None,
                     world.first and self._clock_says_save(),
@@ -124,6 +131,7 @@ class Trainer:
                 self._save()
 
             assert step is not None
+            step.tokens, step.nucleotides = int(tokens), int(nucleotides)  # planned until now, exact from here
             for number, batch in enumerate(step.micro_batches):
                 # Dropout is keyed too, so a resumed run needs no generator state.
                 torch.manual_seed(randomness.key(self.settings.run.seed, "dropout", step.number, world.rank, number))

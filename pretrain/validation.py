@@ -1,8 +1,8 @@
 """Loss on the held-out split: always the same sequences, crops and masks, whatever the ranks, the seed or the step.
 
 Reports loss (nats), perplexity and accuracy over all targets, perplexity over A, C, G, U alone (logits of other tokens
-left out, so models with different vocabularies compare), and loss, perplexity and accuracy per RNA type where the
-corpus knows types.
+left out, so models with different alphabets compare), loss per nucleotide of the targets (so that vocabularies of
+pieces compare), and loss, perplexity and accuracy per RNA type where the corpus knows types.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.mlm import MLM, MaskedBatch
 
-_SUMS = 5  # per type: nats, targets, right; and over A, C, G, U: nats, targets
+_SUMS = 6  # per type: nats, targets, right, nucleotides of the targets; and over A, C, G, U: nats, targets
 
 
 class Validation:
@@ -82,7 +82,8 @@ class Validation:
             logits[plain][:, nucleotides], place[targets[plain]], reduction="none"
         ).double()
         right = (logits.argmax(-1) == targets).double()
-        columns = (nats, torch.ones_like(nats), right, plain_nats, plain.double())
+        widths = torch.from_numpy(batch.target_width).double()
+        columns = (nats, torch.ones_like(nats), right, widths, plain_nats, plain.double())
         of_type = types[batch.target_sample]
         n = len(self.corpus.type_names)
         return np.stack([np.bincount(of_type, column.numpy(), minlength=n) for column in columns], axis=1)
@@ -100,9 +101,10 @@ class Validation:
 
 
 def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
-    nats, targets, right, plain_nats, plain_targets = sums.tolist()
+    nats, targets, right, nucleotides, plain_nats, plain_targets = sums.tolist()
     return {
         "loss": nats / max(targets, 1),
+        "loss_per_nucleotide": nats / max(nucleotides, 1),
         "perplexity": perplexity(nats, targets),
         "accuracy": right / max(targets, 1),
         "perplexity_acgu": perplexity(plain_nats, plain_targets),

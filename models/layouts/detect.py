@@ -10,15 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
+from models import MODELS
 from models.errors import ModelError
-from models.layouts import rinalmo
+from models.layouts import own, rinalmo
 from models.layouts.reading import read_json, read_tensors
 
 LAYOUTS = {"rinalmo": rinalmo}  # our name of the model -> its layout file
 
 
 def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, Any, dict[str, Tensor]]:
-    """(model name, configuration, state) of a MultiMolecule directory, or of a file in the authors' layout.
+    """(model name, configuration, state) of a MultiMolecule directory, ours, or a file in the authors' layout.
 
     ``heads``: attention heads of the model, which the authors' layout does not store (all published files: 20).
     A directory is told by `model_type` in its config.json, a `.pt`, `.pth` or `.safetensors` file by the names of its
@@ -27,6 +28,8 @@ def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, An
     path = Path(path)
     if path.is_dir():
         model_type = read_json(path / "config.json").get("model_type")
+        if model_type == own.MODEL_TYPE:
+            return own.read(path, {name: classes[0] for name, classes in MODELS.items()})
         for name, layout in LAYOUTS.items():
             if model_type == layout.MODEL_TYPE:
                 return name, *layout.from_multimolecule(path)
