@@ -125,7 +125,7 @@ def test_a_signal_during_validation_does_not_lose_the_validation(base, at) -> No
     name = f"validating-{every}"
     validation = [f"validation.every_steps={every}", "validation.sequences=64", "validation.baselines=false"]
     arguments, run = [*base[0], f"run.name={name}", *validation], base[1] / name
-    ranks = start(["slow_validation=0.3", "--", *arguments], 2, script=FAULTS)
+    ranks = start(["slow_validation=0.5", "--", *arguments], 2, script=FAULTS)
     wait_for(lambda: logged_steps(run) == (every or STEPS))
     time.sleep(0.2)
     ranks[1].send_signal(signal.SIGUSR1)
