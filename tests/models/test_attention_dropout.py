@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.layers import attention as module
+from models.layers import dropout_attention as module
 from models.layers.attention import attention
 
 LENGTHS = (7, 5, 5, 3)
@@ -39,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_kept_weights(monkeypatch, cached,
         kept.append(block.clone())
 
     monkeypatch.setattr(module, "_draw", recorded)
-    out = module._padded_attention(*mine, is_key_BL, P)
+    out = module.DropoutAttention.apply(*mine, is_key_BL, P)
     expected = naive(*theirs, is_key_BL, torch.cat(kept).view(3, 2, 6, 6), 1 - P)
     weight = torch.randn_like(out)
     (out * weight).sum().backward()
