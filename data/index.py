@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data.duplicates import DuplicateTable, Record
 from data.errors import DataError
-from data.manifest import INDEX, LENGTHS, SPLITS, file_sha256, fingerprint, read_manifest
+from data.manifest import CLUSTERS, INDEX, LENGTHS, SPLITS, file_sha256, fingerprint, read_manifest
 from data.shards import BLOCK
 
 Ids = npt.NDArray[np.integer] | list[int]
@@ -34,8 +35,9 @@ class Corpus:
     """One split of a corpus directory.
 
     ``count`` sequences; ``lengths`` uint32 [count] nucleotides, a slice of the mapped lengths.npy; ``block_counts``
-    int64 [blocks] sequences per block in order; ``type_names`` RNA type of each type id; ``fingerprint`` of the whole
-    corpus; ``manifest`` as read.
+    int64 [blocks] sequences per block in order; ``clusters`` [clusters + 1] row pointers, cluster c being the sequences
+    clusters[c] .. clusters[c + 1] - 1 (None: the corpus has no clusters); ``type_names`` RNA type of each type id;
+    ``fingerprint`` of the whole corpus; ``manifest`` as read.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Corpus:
     count: int
     lengths: npt.NDArray[np.uint32]
     block_counts: npt.NDArray[np.int64]
+    clusters: npt.NDArray[np.integer] | None
     type_names: list[str]
 
     @classmethod
@@ -94,6 +97,8 @@ class Corpus:
             raise DataError(f"{path}: manifest, index and lengths count different numbers of sequences; {_AGAIN}.")
         if not self.count:
             raise DataError(f"{path}: the {split} split is empty; prepare the corpus with validation_fraction above 0.")
+        self.clusters = read_clusters(path, self.manifest, split)
+        self._duplicates: DuplicateTable | None = None
         self._bytes: list[Any] = [None] * len(described)
         self._words: list[Any] = [None] * len(described)  # the same bytes as uint32, for the offset tables
         self._closed = False
@@ -128,12 +133,30 @@ class Corpus:
         at = self._blocks["id"][block].astype(np.int64) + local * width
         found = []
         for shard, i, w in zip(self._shard[block].tolist(), at.tolist(), width.tolist(), strict=True):
-            name = self._bytes[shard][i : i + w].tobytes().rstrip(b"\0")
-            try:
-                found.append(name.decode())
-            except UnicodeDecodeError:
-                found.append(name.decode("latin-1"))
+            found.append(_text(self._bytes[shard][i : i + w].tobytes().rstrip(b"\0")))
         return found
+
+    def all_records(self, ids: Ids) -> list[list[Record]]:
+        """Every record of the sources that has the sequence, for each: the one that was kept, then its duplicates.
+
+        Raises DataError where the side tables are missing (version 1 of the format, or a copy made for training).
+        """
+        if self._duplicates is None:
+            if "sidecars" not in self.manifest:
+                raise DataError(f"{self.path}: was prepared before duplicates were kept; prepare it again.")
+            self._duplicates = DuplicateTable(self.path, self.split, self.manifest["sidecars"])
+        names = [source["name"] for source in self.manifest["sources"]]
+        start = 0 if self.split == "train" else self.manifest["splits"]["train"]["sequences"]
+        found = []
+        for i, accession in zip(np.asarray(ids, dtype=np.int64).tolist(), self.accessions(ids), strict=True):
+            records = [Record(accession, names[self._duplicates.source(start + i)], False)]
+            records += [Record(_text(name), names[s], other) for name, s, other in self._duplicates.of(i)]
+            found.append(records)
+        return found
+
+    def all_accessions(self, ids: Ids) -> list[list[str]]:
+        """Every accession of each sequence: the one that was kept first, then those of its duplicates."""
+        return [[record.accession for record in records] for records in self.all_records(ids)]
 
     def close(self) -> None:
         """Lets go of the mapped shards; views handed out keep theirs alive as long as they live."""
@@ -194,6 +217,29 @@ class Corpus:
         self._words[shard] = memoryview(mapped).cast("I")
 
 
+def _text(name: bytes) -> str:
+    """Headers may be of any encoding: UTF-8 where it is that, else Latin-1."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
+
+
+def read_clusters(path: Path, manifest: dict[str, Any], split: str) -> npt.NDArray[np.integer] | None:
+    """Row pointers of one split, [clusters + 1], or None. Raises DataError if they do not partition the split."""
+    if CLUSTERS not in manifest["files"]:
+        return None
+    try:
+        with np.load(io.BytesIO((path / CLUSTERS).read_bytes()), allow_pickle=False) as arrays:
+            pointers: npt.NDArray[np.integer] = arrays[split]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path / CLUSTERS}: cannot be read as row pointers ({error}); {_AGAIN}.") from error
+    count = manifest["splits"][split]["sequences"]
+    if pointers[0] != 0 or pointers[-1] != count or (count and (pointers[1:] <= pointers[:-1]).any()):
+        raise DataError(f"{path / CLUSTERS}: the clusters do not partition the {split} split; {_AGAIN}.")
+    return pointers
+
+
 def read_block_table(path: Path) -> npt.NDArray[np.void]:
     """index.npz as BLOCK [blocks]. Raises DataError if it is not readable as that."""
     try:
@@ -207,7 +253,7 @@ def read_block_table(path: Path) -> npt.NDArray[np.void]:
 
 
 def check_files(path: Path, manifest: dict[str, Any], with_shards: bool = True) -> None:
-    """The cheap checks: hashes of index and lengths, presence and size of each shard. Raises DataError."""
+    """The cheap checks: hashes of what training reads besides shards, size of each shard. Raises DataError."""
     for name, expected in manifest["files"].items():
         if not (path / name).is_file():
             raise DataError(f"{path / name}: is missing; {_AGAIN}.")

@@ -14,10 +14,16 @@ from typing import Any
 from data.errors import DataError
 
 FORMAT = "rnafoundry-corpus"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: clusters, and side tables of sources and duplicates
+READABLE_VERSIONS = (1, 2)  # a corpus of version 1 lacks what 2 added, and is read as one without clusters
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 LENGTHS = "lengths.npy"
+CLUSTERS = "clusters.npz"  # row pointers cluster -> its sequences, per split
+CLUSTERING = "clustering.npy"  # the clustering of all distinct sequences, to be given again
+EXCLUDED = "excluded.tsv"  # sequences that resemble a benchmark
+CARD = "README.md"  # made by `describe`, no part of the corpus: `verify` passes over these two
+PICTURE = "describe.png"
 SPLITS = ("train", "validation")
 
 
@@ -31,7 +37,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 
 
 def fingerprint(shards: Iterable[dict[str, Any]]) -> str:
-    """Identifies the samples and their order: a hash over the names and hashes of all shards, 64 hex digits."""
+    """Identifies the samples, their clusters and order: a hash over the names and hashes of all shards, 64 digits."""
     lines = "".join(f"{shard['name']} {shard['sha256']}\n" for shard in shards)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -64,9 +70,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: is not valid JSON, it was cut or changed; copy or build the corpus again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: is no manifest of a {FORMAT}, or was changed; copy or build the corpus again.")
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: format version {manifest.get('format_version')!r}, this program reads {FORMAT_VERSION}; "
+            f"{path}: format version {manifest.get('format_version')!r}, this program reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             "prepare the corpus again or use the matching release."
         )
     body = {key: value for key, value in manifest.items() if key != "sha256"}

@@ -54,7 +54,7 @@ class Mixture:
                 corpus.block_counts,
                 seed if place == 0 else randomness.key(seed, "corpus", place),
                 global_batch,
-                pointers=getattr(corpus, "clusters", None),
+                pointers=corpus.clusters,
                 share=share,
             )
             for place, (corpus, share) in enumerate(zip(self.corpora, shares(weights, global_batch), strict=True))

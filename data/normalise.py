@@ -18,6 +18,9 @@ from data.errors import DataError
 
 LETTERS_ON_DISK = "".join(sorted(set(IUPAC + INOSINE)))
 
+# I pairs with several letters, so it is left as it is: a sequence with inosine has no other spelling.
+_COMPLEMENT = bytes.maketrans(b"ACGURYKMSWBDHVN", b"UGCAYRMKSWVHDBN")
+
 _GAPS = b"-."
 _BLANKS = b" \t\v\f"
 _LINE_ENDS = b"\r\n"
@@ -29,7 +32,7 @@ _KIND_NAMES = {OTHER: "other_letters", AMBIGUOUS: "ambiguity", INOSINES: "inosin
 
 # Why a record is dropped; KEPT is 0 so that a verdict array reads as "dropped?".
 KEPT = 0
-DROP_REASONS = ("empty", "other_letters", "ambiguity", "inosine", "too_short", "too_long", "duplicate")
+DROP_REASONS = ("empty", "other_letters", "ambiguity", "inosine", "too_short", "too_long", "duplicate", "excluded")
 DROPPED = {reason: 1 + i for i, reason in enumerate(DROP_REASONS)}
 CHANGE_KINDS = (
     "lower_case_to_upper",
@@ -64,6 +67,11 @@ class Normalised:
     changes: Counter[str]
 
 
+def complement(letters: bytes) -> bytes:
+    """Each normalised letter's partner, in the same order: reversed, it is the other strand. IUPAC letters have one."""
+    return letters.translate(_COMPLEMENT)
+
+
 def _upper_table() -> bytes:
     table = bytearray(range(256))
     for code in range(ord("a"), ord("z") + 1):
@@ -95,11 +103,14 @@ class Normaliser:
         replaced = [kind for kind, rule in self.rules.items() if rule == "N"]
         self._replaced = bytes(ord("N") if _KIND[c] in replaced else c for c in range(256)) if replaced else None
 
-    def __call__(self, bodies: list[bytes], where: str) -> Normalised:
-        """``where`` names file and first record in the DataError that NUL bytes (a binary file) raise."""
+    def __call__(self, bodies: list[bytes], where: str, first: int = 1) -> Normalised:
+        """``where`` (a file) and ``first`` (number of the first record) are for the DataError about a binary file."""
         joined = _SEPARATOR.join(bodies)
         if joined.count(_SEPARATOR) != len(bodies) - 1:
-            raise DataError(f"{where}: a sequence holds NUL bytes, so this is not a text file; check the source.")
+            record = first + next(i for i, body in enumerate(bodies) if _SEPARATOR in body)
+            raise DataError(
+                f"{where}, record {record}: the sequence holds NUL bytes, so this is not a text file; check the source."
+            )
         changes = _count_changes(joined)
         cleaned = joined.translate(_UPPER, _GAPS + _BLANKS + _LINE_ENDS)
         kinds = np.frombuffer(cleaned.translate(_KIND), dtype=np.uint8)

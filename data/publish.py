@@ -83,6 +83,12 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Forces a file's content to disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

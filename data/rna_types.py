@@ -117,6 +117,7 @@ _BIOTYPE = re.compile(rb"transcript_biotype:(\S+)")
 _MIRBASE = re.compile(rb"MI(MAT)?\d{7}\b")
 _GTRNADB = re.compile(rb"(?:^|[_-])tRNA-(?:[A-Z][a-z]{2}|[a-z]?Met|SeC|Sup|Undet)")
 _MIRNA_NAME = re.compile(rb"[a-z]{3,5}-(?:mi[Rr]|let|bantam|lin|lsy|iab)-")
+_RFAM = re.compile(rb"(?:^|[|;\s])RF(\d{5})(?=$|[:;_/|\s])")
 _MAX_ACCESSION = 255  # bytes; a longer first word is no accession and is cut
 
 _CACHE_LIMIT = 1 << 16
@@ -150,6 +151,15 @@ def classify(header: bytes) -> tuple[bytes, int]:
     else:
         found = 0
     return name[:_MAX_ACCESSION], found or _name_type(name)
+
+
+def rfam_family(header: bytes) -> int:
+    """Number of the Rfam family that a header names (``RF00001`` is 1), or 0.
+
+    Read where it stands for the record as a whole: at the start of a word, then nothing or one of `: ; _ / |`.
+    """
+    found = _RFAM.search(header)
+    return int(found[1]) if found else 0
 
 
 def _name_type(name: bytes) -> int:

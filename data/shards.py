@@ -1,12 +1,14 @@
 """Writing shards: sequences in corpus order -> USTAR files of npy blocks, reproducible to the byte.
 
-A block closes at 1024 sequences or before it would pass 1 MiB of letters; a shard closes before the block that would
-take it past its target size. Members of a block, all plain npy:
+A block holds at most 1024 sequences and at most 1 MiB of letters (or one longer sequence), and closes at the end of a
+cluster where there is one within that; a shard closes before the block that would take it past its target size.
+Members of a block, all plain npy:
 
     000123-00007.id.npy     S [n]      accessions
     000123-00007.off.npy    uint32 [n + 1]   where each sequence starts in tok
     000123-00007.tok.npy    uint8 [letters]  ASCII
     000123-00007.type.npy   uint8 [n]  ids into the manifest's type_names
+    000123-00007.cluster.npy  bool [n]  whether a sequence starts a cluster; only in corpora with clusters
 
 Every byte of a shard belongs to the span of exactly one block (the first starts at 0, the last ends with the file), and
 the span's xxh3_64 goes into the index: a reader can check a block when it first touches it. Reading is `data.index`.
@@ -18,6 +20,7 @@ import hashlib
 import io
 import mmap
 import os
+import tarfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,6 +89,8 @@ class ShardWriter:
         self._letters: list[bytes] = []
         self._names: list[bytes] = []
         self._types = np.empty(0, dtype=np.uint8)
+        self._starts = np.empty(0, dtype=bool)
+        self._clustered = False
         self._tar: _OpenShard | None = None
         self._finished: list[Future[ShardRecord]] = []
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="shard-finisher")
@@ -95,23 +100,35 @@ class ShardWriter:
         letters: Sequence[bytes],
         names: Sequence[bytes],
         types: npt.NDArray[np.uint8],
+        starts: npt.NDArray[np.bool_] | None = None,
         last: bool = False,
     ) -> None:
-        """Letters and accession of each sequence and their type ids; what does not fill a block waits for more."""
+        """Letters, accession and type id of each sequence, and whether it starts a cluster (None: there are none).
+
+        What does not fill a block waits for more.
+        """
         self._letters += letters
         self._names += names
+        self._clustered |= starts is not None
         self._types = np.concatenate([self._types, types])
+        self._starts = np.concatenate([self._starts, np.ones(len(letters), dtype=bool) if starts is None else starts])
         ends = np.cumsum(np.fromiter(map(len, self._letters), dtype=np.int64, count=len(self._letters)))
         start = 0
         while start < len(ends):
             before = int(ends[start - 1]) if start else 0
             full = int(np.searchsorted(ends, before + BLOCK_LETTERS, side="right"))
             stop = max(start + 1, min(start + BLOCK_SEQUENCES, full))
-            if stop == len(ends) and stop - start < BLOCK_SEQUENCES and not last:
-                break
+            if stop >= len(ends):
+                if not last:
+                    break  # whether a cluster ends here is known with the next sequence
+                stop = len(ends)
+            else:
+                boundaries = np.flatnonzero(self._starts[start + 1 : stop + 1])
+                stop = start + 1 + int(boundaries[-1]) if boundaries.size else stop
             self._write_block(start, stop, ends[start:stop] - before)
             start = stop
-        self._letters, self._names, self._types = self._letters[start:], self._names[start:], self._types[start:]
+        self._letters, self._names = self._letters[start:], self._names[start:]
+        self._types, self._starts = self._types[start:], self._starts[start:]
 
     def _write_block(self, start: int, stop: int, ends: npt.NDArray[np.int64]) -> None:
         tok = np.frombuffer(b"".join(self._letters[start:stop]), dtype=np.uint8)
@@ -121,12 +138,14 @@ class ShardWriter:
             "tok.npy": npy(tok),
             "type.npy": npy(self._types[start:stop]),
         }
+        if self._clustered:
+            members["cluster.npy"] = npy(self._starts[start:stop])
         size = sum(_TAR_BLOCK + _padded(len(content)) for content in members.values())
         if self._tar is not None and _padded(self._tar.size + size + _ARCHIVE_END, _RECORD) > self.shard_bytes:
             self._finish_shard()
         if self._tar is None:
             self._tar = _OpenShard(self.folder, self.split, len(self._finished))
-        self._tar.write(members, stop - start, tok)
+        self._tar.write(members, stop - start, len(tok))
 
     def _finish_shard(self) -> None:
         if self._tar is not None:
@@ -152,36 +171,31 @@ class ShardWriter:
 class _OpenShard:
     def __init__(self, folder: Path, split: str, number: int) -> None:
         self.number, self.split = number, split
-        # Importing webdataset imports torch (1 s, 200 MB): only a build pays for that, never a reader.
-        from webdataset import TarWriter
-
         self.path = folder / f"{split}-{number:06d}.tar"
         self._file = open(self.path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by finish)
-        self._writer = TarWriter(
-            self._file, user="root", group="root", encoder=False, compress=False, mtime=0, format="USTAR_FORMAT"
-        )
         self.size = 0  # bytes of all members so far
         self.sequences = self.nucleotides = 0
-        self.letters = np.zeros(256, dtype=np.int64)
+        self._tok: list[slice] = []  # where the letters of each block lie
         self._blocks: list[tuple[int, ...]] = []
 
-    def write(self, members: dict[str, bytes], sequences: int, tok: npt.NDArray[np.uint8]) -> None:
+    def write(self, members: dict[str, bytes], sequences: int, nucleotides: int) -> None:
         data_at = {}
-        for name in sorted(members):  # the order in which TarWriter writes
-            data_at[name] = self.size + _TAR_BLOCK + npy_header_bytes(members[name])
-            self.size += _TAR_BLOCK + _padded(len(members[name]))
-        # An encoder of False must still be told the key; TarWriter takes bytes values as they are.
-        self._writer.write({"__key__": f"{self.number:06d}-{len(self._blocks):05d}", **members})
+        for name, content in sorted(members.items()):
+            data_at[name] = self.size + _TAR_BLOCK + npy_header_bytes(content)
+            self.size += _TAR_BLOCK + _padded(len(content))
+            self._file.write(_tar_header(f"{self.number:06d}-{len(self._blocks):05d}.{name}", len(content)))
+            self._file.write(content)
+            self._file.write(bytes(_padded(len(content)) - len(content)))
         width = (len(members["id.npy"]) - npy_header_bytes(members["id.npy"])) // sequences
         row = (data_at["tok.npy"], data_at["off.npy"], data_at["id.npy"], width, data_at["type.npy"], self.size)
         self._blocks.append((0, sequences, *row, 0))
         self.sequences += sequences
-        self.nucleotides += len(tok)
-        self.letters += letter_counts(tok)
+        self.nucleotides += nucleotides
+        self._tok.append(slice(data_at["tok.npy"], data_at["tok.npy"] + nucleotides))
 
     def finish(self) -> ShardRecord:
-        """Closes, hashes (the bytes as they lie on disk) and syncs the file."""
-        self._writer.close()
+        """Closes, hashes, counts (the bytes as they lie on disk) and syncs the file."""
+        self._file.write(bytes(_padded(self.size + _ARCHIVE_END, _RECORD) - self.size))
         self._file.close()
         blocks = np.array(self._blocks, dtype=BLOCK)
         with open(self.path, "rb") as file:
@@ -189,9 +203,18 @@ class _OpenShard:
                 blocks["span_end"][-1] = len(view)
                 blocks["xxh3"] = span_hashes(view, blocks["span_end"])
                 sha256, size = hashlib.sha256(view).hexdigest(), len(view)
+                letters = sum((_count(view[tok]) for tok in self._tok), np.zeros(256, dtype=np.int64))
             os.fsync(file.fileno())
-        counts = (self.sequences, self.nucleotides, self.letters)
+        counts = (self.sequences, self.nucleotides, letters)
         return ShardRecord(self.path.name, self.split, size, sha256, *counts, blocks)
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """What webdataset's TarWriter writes (mtime 0, user and group root), without its import of torch (1 s, 200 MB)."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, 0, 0o444
+    member.uname = member.gname = "root"
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def block_table(shards: Sequence[ShardRecord]) -> dict[str, npt.NDArray[Any]]:
@@ -218,6 +241,11 @@ def letter_counts(letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return counts
 
 
+def _count(view: memoryview) -> npt.NDArray[np.int64]:
+    """`letter_counts` of a part of a mapped file, of which nothing must be left when the file is unmapped."""
+    return letter_counts(np.frombuffer(view, dtype=np.uint8))
+
+
 def span_hashes(view: memoryview, span_ends: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """xxh3_64 of each span of a shard."""
     ends = [int(end) for end in span_ends]
@@ -227,9 +255,12 @@ def span_hashes(view: memoryview, span_ends: npt.NDArray[np.uint64]) -> npt.NDAr
 
 def npy(array: npt.NDArray[Any]) -> bytes:
     """An array as the bytes of an npy file, format 1.0."""
+    if array.dtype.hasobject:
+        raise ValueError("an npy file without pickle holds no Python objects")
+    array = np.ascontiguousarray(array)
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return stream.getvalue()
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    return stream.getvalue() + array.tobytes()
 
 
 def npy_header_bytes(content: bytes) -> int:

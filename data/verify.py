@@ -1,7 +1,8 @@
 """Checks every byte and every number of a corpus directory, using the reader's files but not the reader.
 
 Hashes say that nothing changed since the corpus was written; the structural checks say that it was written rightly:
-tar members, npy headers, offsets, letters, types, lengths and all counts of the manifest.
+tar members, npy headers, offsets, letters, types, lengths, side tables and all counts of the manifest. Any other file
+in the directory is reported, except README.md and describe.png, which `describe` writes and nothing reads.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.index import check_files, read_block_table
-from data.manifest import LENGTHS, MANIFEST, SPLITS, read_manifest
+from data.manifest import CARD, CLUSTERS, LENGTHS, MANIFEST, PICTURE, SPLITS, read_manifest
 from data.shards import letter_counts, npy_header_bytes, span_hashes
+from data.verify_tables import check_tables
 
 
 @dataclass
@@ -50,37 +52,49 @@ def verify(path: str | Path) -> Report:
     except DataError as error:  # without these nothing else can be trusted, or found
         report.problems.append(str(error))
         return report
-    expected = {MANIFEST, *manifest["files"], *(shard["name"] for shard in manifest["shards"])}
+    expected = {
+        MANIFEST,
+        CARD,
+        PICTURE,
+        *manifest["files"],
+        *manifest.get("sidecars", {}),
+        *(shard["name"] for shard in manifest["shards"]),
+    }
     for extra in sorted(p.name for p in report.path.iterdir() if p.name not in expected):
         report.problems.append(f"{report.path / extra}: does not belong to the corpus.")
 
     lengths = np.load(report.path / LENGTHS, mmap_mode="r", allow_pickle=False)
     letters = np.zeros(256, dtype=np.int64)
     types = {split: np.zeros(256, dtype=np.int64) for split in SPLITS}
+    starts: dict[str, list[npt.NDArray[np.bool_]]] = {split: [] for split in SPLITS}
     for number, shard in enumerate(manifest["shards"]):
-        checked = _Shard(report, shard, blocks[blocks["shard"] == number])
+        checked = _Shard(report, shard, blocks[blocks["shard"] == number], CLUSTERS in manifest["files"])
         own = lengths[report.sequences : report.sequences + shard["sequences"]]
         found = checked.run(manifest["alphabet"].encode(), len(manifest["type_names"]))
         if not np.array_equal(found, own):
             report.problems.append(f"{checked.path}: sequence lengths differ from {LENGTHS}.")
         letters += checked.letters
         types[shard["split"]] += checked.types
+        starts[shard["split"]] += checked.starts
         report.sequences += shard["sequences"]
         report.nucleotides += int(own.sum(dtype=np.int64))
         report.shards += 1
         report.blocks += shard["blocks"]
         report.bytes += shard["bytes"]
     _check_counts(report, manifest, lengths, letters, types)
+    report.problems += check_tables(report.path, manifest, starts)
     return report
 
 
 class _Shard:
     """One shard: its hashes, its tar structure against the block table, and the content of its blocks."""
 
-    def __init__(self, report: Report, shard: dict[str, Any], table: npt.NDArray[np.void]) -> None:
+    def __init__(self, report: Report, shard: dict[str, Any], table: npt.NDArray[np.void], clustered: bool) -> None:
         self.path, self.shard, self.table, self.problems = report.path / shard["name"], shard, table, report.problems
         self.letters = np.zeros(256, dtype=np.int64)
         self.types = np.zeros(256, dtype=np.int64)
+        self.more = ("cluster",) if clustered else ()
+        self.starts: list[npt.NDArray[np.bool_]] = []  # of each block: which sequences start a cluster
 
     def run(self, alphabet: bytes, type_count: int) -> npt.NDArray[np.uint32]:
         """Lengths of the sequences found, in order; problems go to the report."""
@@ -95,7 +109,7 @@ class _Shard:
                     self.problems.append(f"{self.path}: block {b} does not match its checksum.")
             try:
                 return self._blocks(alphabet, type_count)
-            except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+            except Exception as error:  # tarfile and numpy raise many kinds for a damaged header
                 self.problems.append(f"{self.path}: is not a readable shard ({error}).")
                 return np.empty(0, dtype=np.uint32)
 
@@ -103,18 +117,18 @@ class _Shard:
         found = []
         with tarfile.open(self.path, "r:") as tar:
             members = {member.name: member for member in tar}
-            if len(members) != 4 * len(self.table) or len(self.table) != self.shard["blocks"]:
+            if len(members) != (4 + len(self.more)) * len(self.table) or len(self.table) != self.shard["blocks"]:
                 self.problems.append(
                     f"{self.path}: has {len(members)} members for {len(self.table)} blocks in the index."
                 )
             prefix = self.path.stem.rpartition("-")[2]
             for b, row in enumerate(self.table):
                 arrays = {}
-                for part in ("id", "off", "tok", "type"):
+                for part in ("id", "off", "tok", "type", *self.more):
                     member = members[f"{prefix}-{b:05d}.{part}.npy"]
                     file = tar.extractfile(member)
                     content = file.read() if file is not None else b""
-                    if member.offset_data + npy_header_bytes(content) != int(row[part]):
+                    if part not in self.more and member.offset_data + npy_header_bytes(content) != int(row[part]):
                         self.problems.append(f"{self.path}: block {b}: the index misplaces {member.name}.")
                     arrays[part] = np.load(io.BytesIO(content), allow_pickle=False)
                 found.append(self._block(b, row, arrays, alphabet, type_count))
@@ -142,6 +156,7 @@ class _Shard:
             self.problems.append(f"{self.path}: block {b}: holds a type id outside the vocabulary.")
         self.letters += counts
         self.types += np.bincount(arrays["type"], minlength=256)
+        self.starts.append(arrays.get("cluster", np.empty(0, dtype=bool)))
         return lengths
 
 

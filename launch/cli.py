@@ -1,19 +1,16 @@
-"""What all entry points share: finding a config by name, and turning a user's mistake into one line.
+"""What all entry points share: turning a user's mistake into one line.
 
-It imports neither torch nor any of our packages beyond `data.errors`, so `--help` is immediate.
+It imports neither torch nor any of our packages, so `--help` is immediate.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
-
-from data.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -23,6 +20,13 @@ EXIT_INTERRUPTED = 130
 _USER_ERRORS = (("data.errors", "DataError"), ("models.errors", "ModelError"), ("pretrain.errors", "PretrainError"))
 
 P = ParamSpec("P")
+
+
+def find_config(name: str) -> Path:
+    """`data.structured.find`, whose imports wait until a config is asked for."""
+    from data import structured
+
+    return structured.find(name)
 
 
 def main_guard(main: Callable[P, int | None]) -> Callable[P, int]:
@@ -56,14 +60,3 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Our error classes as far as their modules are loaded: one that is not loaded cannot have been raised."""
     loaded = ((sys.modules.get(module), name) for module, name in _USER_ERRORS)
     return tuple(getattr(module, name) for module, name in loaded if module is not None)
-
-
-def find_config(name: str) -> Path:
-    """A path that exists, or a name in configs/ (``data/rnacentral.yaml``). Raises DataError with the nearest name."""
-    for candidate in (Path(name), CONFIGS / name):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"configs/ holds {', '.join(known) or 'none'}."
-    raise DataError(f"{name}: there is no such file, nor a config of that name; {hint}")

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data.index import Corpus, check_files
+from data.index import Corpus, check_files, read_clusters
 from data.manifest import SPLITS, read_manifest
 from data.scan import Progress as ProgressCallback
 
 _LENGTH_EDGES = (1, 50, 100, 200, 400, 600, 1024, 2048, 4096, 8192)
+_SIZE_EDGES = (1, 2, 3, 5, 10, 30, 100, 1000, 10_000)
 _LINE_SECONDS = 10.0  # between two progress lines of one phase where there is no terminal
 
 
@@ -56,12 +57,19 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
-def print_build(manifest: dict[str, Any], output: Path) -> None:
-    """The tables of a finished build."""
+def print_build(manifest: dict[str, Any], output: Path, published: dict[str, Any]) -> None:
+    """The tables of a finished build; ``published`` are counts of the same collection as its authors report them."""
     console = _console()
     console.print(_source_table(manifest))
     console.print(_type_table(manifest))
     _print_splits(console, manifest)
+    found = {"sequences": 0, "nucleotides": 0, "clusters": 0}
+    for split in SPLITS:
+        for what in found:
+            found[what] += manifest["splits"][split].get(what, 0)
+    for what, number in published.items():
+        if found.get(what):
+            console.print(f"published: {number:,} {what}; here {found[what] / number:.0%} of it", highlight=False)
     console.print(f"written to {output}, fingerprint {manifest['fingerprint'][:16]}", highlight=False)
 
 
@@ -73,6 +81,8 @@ def print_description(path: Path) -> None:
     console.print(_source_table(manifest))
     console.print(_length_table(path, manifest))
     console.print(_type_table(manifest))
+    if (clusters := _cluster_table(path, manifest)) is not None:
+        console.print(clusters)
     _print_splits(console, manifest)
     size = sum(shard["bytes"] for shard in manifest["shards"])
     console.print(
@@ -86,9 +96,24 @@ def print_description(path: Path) -> None:
 def _print_splits(console: Console, manifest: dict[str, Any]) -> None:
     for split in SPLITS:
         counts = manifest["splits"][split]
+        clusters = f" in {counts['clusters']:,} clusters" if "clusters" in counts else ""
         console.print(
-            f"{split}: {counts['sequences']:,} sequences, {counts['nucleotides']:,} nucleotides", highlight=False
+            f"{split}: {counts['sequences']:,} sequences{clusters}, {counts['nucleotides']:,} nucleotides, "
+            f"{counts.get('duplicates', 0):,} more records with the same sequences",
+            highlight=False,
         )
+    for entry in manifest.get("exclude", ()):
+        what = "left out" if entry["action"] == "drop" else "found and kept"
+        console.print(
+            f"{entry['fasta']['name']}: {entry['sequences']:,} sequences that resemble "
+            f"{entry['benchmark_sequences_resembled']:,} of its {entry['benchmark_sequences']:,} were {what} "
+            "(excluded.tsv lists them)",
+            highlight=False,
+        )
+    for source in manifest["sources"]:
+        for reason, where in source.get("first_dropped", {}).items():
+            label = reason.replace("_", " ")
+            console.print(f"{source['name']}: the first record dropped for {label}: {where}", highlight=False)
 
 
 def _source_table(manifest: dict[str, Any]) -> Table:
@@ -111,6 +136,34 @@ def _source_table(manifest: dict[str, Any]) -> Table:
         if always or any(counts):
             shown = counts if len(sources) == 1 else [*counts, sum(counts)]
             table.add_row(label, *(f"{count:,}" for count in shown))
+    return table
+
+
+def cluster_sizes(path: Path, manifest: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """(range of sizes, clusters of that size per split that is not empty); empty without clusters."""
+    counts = []
+    for split in SPLITS:
+        pointers = read_clusters(path, manifest, split)
+        if pointers is not None and len(pointers) > 1:
+            counts.append(np.histogram(np.diff(pointers.astype(np.int64)), bins=[*_SIZE_EDGES, np.inf])[0].tolist())
+    rows = []
+    for i, low in enumerate(_SIZE_EDGES if counts else ()):
+        high = _SIZE_EDGES[i + 1] - 1 if i + 1 < len(_SIZE_EDGES) else None
+        if any(found[i] for found in counts):
+            name = f"{low}" if high == low else f"{low} - {high or 'more'}"
+            rows.append((name, [found[i] for found in counts]))
+    return rows
+
+
+def _cluster_table(path: Path, manifest: dict[str, Any]) -> Table | None:
+    rows = cluster_sizes(path, manifest)
+    if not rows:
+        return None
+    table = Table("sequences", title="Clusters by size")
+    for split in SPLITS[: len(rows[0][1])]:
+        table.add_column(split, justify="right")
+    for name, counts in rows:
+        table.add_row(name, *(f"{count:,}" for count in counts))
     return table
 
 

@@ -3,9 +3,10 @@
 python launch/prepare.py --config data/rnacentral.yaml [key=value ...]
 python launch/prepare.py --fasta my.fa.gz more/ --to corpora/my [key=value ...]
 python launch/prepare.py verify DIR
-python launch/prepare.py describe DIR
+python launch/prepare.py describe DIR                             # tables, and DIR/README.md with a picture
+python launch/prepare.py download --config data/rnacentral.yaml   # raw files, checked
+python launch/prepare.py tokenizer DIR --to TOKENIZER             # learned from a corpus
 python launch/prepare.py synthetic --sequences 24000 --to corpora/demo [key=value ...]
-python launch/prepare.py tokenizer DIR --kind bpe --vocabulary 1024 --to tokenizers/my
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from data.synthetic import SyntheticCorpus
 from data.synthetic_family import PRESETS
 from data.verify import verify
 from launch.cli import find_config, main_guard
+from launch.corpus_card import write_card
 from launch.corpus_tables import build_progress, print_build, print_description
-from launch.tokenizer_command import tokenizer_command
 
 
 def build_command(arguments: Sequence[str]) -> None:
@@ -46,7 +47,7 @@ def build_command(arguments: Sequence[str]) -> None:
     sys.setswitchinterval(5e-4)
     with build_progress() as progress:
         manifest = prepare(config, progress)
-    print_build(manifest, config.output_path)
+    print_build(manifest, config.output_path, config.published)
 
 
 def _config(parsed: argparse.Namespace) -> PrepareConfig:
@@ -95,8 +96,10 @@ def verify_command(arguments: Sequence[str]) -> None:
 
 
 def describe_command(arguments: Sequence[str]) -> None:
-    """Prints what a corpus holds: splits, sources, lengths, RNA types."""
-    print_description(_directory("describe", arguments))
+    """Prints what a corpus holds, and writes it into the directory as a dataset card with a picture."""
+    directory = _directory("describe", arguments)
+    print_description(directory)
+    print(write_card(directory))
 
 
 def synthetic_command(arguments: Sequence[str]) -> None:
@@ -120,11 +123,24 @@ def synthetic_command(arguments: Sequence[str]) -> None:
         build_command(["--fasta", str(fasta), "--to", parsed.to, *parsed.overrides])
 
 
+def _download(arguments: Sequence[str]) -> None:
+    from launch.download_command import download_command
+
+    download_command(arguments)
+
+
+def _tokenizer(arguments: Sequence[str]) -> None:
+    from launch.tokenizer_command import tokenizer_command
+
+    tokenizer_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "verify": verify_command,
     "describe": describe_command,
     "synthetic": synthetic_command,
-    "tokenizer": tokenizer_command,
+    "download": _download,
+    "tokenizer": _tokenizer,
 }
 
 

@@ -17,6 +17,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from data.errors import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -42,10 +45,35 @@ class FastaRecords:
     bodies: list[bytes]
 
 
-def read_fasta(
+@dataclass(frozen=True)
+class FastaText:
+    """Whole consecutive records of one file as they stand there, from a ``>`` on. ``first`` counts from 1."""
+
+    first: int
+    records: int
+    text: bytes
+
+    def parse(self) -> FastaRecords:
+        text, starts = self.text, record_starts(self.text).tolist()
+        stops = [*(start - 1 for start in starts[1:]), len(text)]
+        ends = [text.find(b"\n", start) for start in starts]
+        if ends[-1] < 0:  # a last header without a line end
+            ends[-1] = len(text)
+        headers = [text[start + 1 : end].rstrip() for start, end in zip(starts, ends, strict=True)]
+        return FastaRecords(self.first, headers, [text[end + 1 : stop] for end, stop in zip(ends, stops, strict=True)])
+
+
+def record_starts(text: bytes) -> npt.NDArray[np.int64]:
+    """Where the records of a text start: its beginning, and every ``>`` after a line end."""
+    codes = np.frombuffer(text, dtype=np.uint8)
+    marks = np.flatnonzero(codes == ord(">"))  # rare, so looking at the byte before each is cheap
+    return np.concatenate([[0], marks[(marks > 0) & (codes[marks - 1] == ord("\n"))]])
+
+
+def read_texts(
     path: str | Path, chunk_bytes: int = CHUNK_BYTES, on_raw: Callable[[bytes], object] | None = None
-) -> Iterator[FastaRecords]:
-    """The records of a FASTA or FASTA.gz file in order, in batches of about ``chunk_bytes``.
+) -> Iterator[FastaText]:
+    """A FASTA or FASTA.gz file in order, in pieces of about ``chunk_bytes`` that hold whole records, not yet parsed.
 
     ``on_raw`` receives every raw byte string as it is read, from the reading thread: for a hash or a progress bar.
     Raises DataError for a missing, empty, truncated or doubly compressed file, for text before the first ``>``, and
@@ -57,14 +85,22 @@ def read_fasta(
     # closing: the thread ends when this generator does, and not when the last reference to a traceback is gone
     with contextlib.closing(_prefetched(_text(path, chunk_bytes, on_raw))) as pieces:
         for text in _record_aligned(path, pieces):
-            parts = [record.partition(b"\n") for record in text[1:].split(b"\n>")]
-            records = FastaRecords(number, [part[0].rstrip() for part in parts], [part[2] for part in parts])
-            if number == 1 and b"\r" in records.headers[0]:
+            piece = FastaText(number, len(record_starts(text)), text)
+            if number == 1 and b"\r" in text.split(b"\n", 1)[0].rstrip():
                 raise DataError(f"{path}: line ends are lone carriage returns; convert them with `tr '\\r' '\\n'`.")
-            sampled.look(records.bodies)
-            yield records
-            number += len(parts)
+            sampled.look(piece)
+            yield piece
+            number += piece.records
     sampled.judge()
+
+
+def read_fasta(
+    path: str | Path, chunk_bytes: int = CHUNK_BYTES, on_raw: Callable[[bytes], object] | None = None
+) -> Iterator[FastaRecords]:
+    """The records of a FASTA or FASTA.gz file in order, in batches: `read_texts`, parsed."""
+    with contextlib.closing(read_texts(path, chunk_bytes, on_raw)) as texts:  # type: ignore[type-var]
+        for text in texts:
+            yield text.parse()
 
 
 class _ProteinSample:
@@ -73,10 +109,10 @@ class _ProteinSample:
     def __init__(self, path: Path) -> None:
         self.path, self.records, self.protein, self.letters, self.protein_letters = path, 0, 0, 0, 0
 
-    def look(self, bodies: list[bytes]) -> None:
+    def look(self, piece: FastaText) -> None:
         if self.records >= _PROTEIN_SAMPLE:
             return
-        for body in bodies[: _PROTEIN_SAMPLE - self.records]:
+        for body in piece.parse().bodies[: _PROTEIN_SAMPLE - self.records]:
             found = len(body.translate(None, _NOT_PROTEIN_ONLY))
             self.records += bool(body.strip())
             self.protein += found > 0

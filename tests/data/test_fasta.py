@@ -84,7 +84,7 @@ BAD_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), BAD_FILES)
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=range(len(BAD_FILES)))
 def test_bad_files_are_sentences(tmp_path: Path, text: bytes, message: str) -> None:
     path = tmp_path / "bad.fa"
     path.write_bytes(text)

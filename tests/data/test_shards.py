@@ -176,7 +176,7 @@ def resealed(path: Path, change) -> None:
         (lambda m: m["shards"][0].update(sha256="0" * 64), "fingerprint"),
         (lambda m: m.update(alphabet="ACG"), "outside the alphabet"),
         (lambda m: m.update(type_names=["unknown"]), "outside the vocabulary"),
-        (lambda m: m.update(format_version=2), "format version 2"),
+        (lambda m: m.update(format_version=3), "format version 3"),
     ],
 )
 def test_verify_checks_content_and_not_only_hashes(intact: Path, tmp_path: Path, change, message: str) -> None:
@@ -217,6 +217,35 @@ def test_a_foreign_file_is_reported(intact: Path, tmp_path: Path) -> None:
     shutil.copytree(intact, path)
     (path / "train-000009.tar").write_bytes(b"")
     assert "does not belong" in verify(path).problems[0]
+
+
+def test_shards_are_what_webdatasets_own_writer_writes(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    letters = [b"ACGU" * int(n) for n in generator.integers(1, 800, 3000)]
+    starts = generator.random(3000) < 0.5
+    writer = ShardWriter(tmp_path, "train", 1 << 20)
+    writer.add(letters, [b"n%d" % i for i in range(3000)], np.zeros(3000, dtype=np.uint8), starts)
+    shards = writer.close()
+    assert len(shards) > 3
+    for shard in shards:
+        stream = io.BytesIO()
+        options = {"encoder": False, "compress": False, "mtime": 0, "format": "USTAR_FORMAT"}
+        theirs = webdataset.TarWriter(stream, user="root", group="root", **options)
+        with tarfile.open(tmp_path / shard.name) as tar:
+            blocks: dict[str, dict[str, bytes]] = {}
+            for member in tar:
+                key, _, part = member.name.partition(".")
+                blocks.setdefault(key, {"__key__": key})[part] = tar.extractfile(member).read()
+        for block in blocks.values():
+            theirs.write(block)
+        theirs.close()
+        assert stream.getvalue() == (tmp_path / shard.name).read_bytes()
+
+
+def test_npy_is_numpys(tmp_path: Path) -> None:
+    for array in (np.arange(7, dtype="<u4"), np.array([b"a", b"bcd"]), np.empty(0, np.uint8), np.zeros(3, dtype=bool)):
+        np.save(tmp_path / "x.npy", array)
+        assert npy(array) == (tmp_path / "x.npy").read_bytes()
 
 
 def test_npy_needs_no_pickle() -> None:
