@@ -5,7 +5,7 @@ python launch/prepare.py --fasta my.fa.gz more/ --to corpora/my [key=value ...]
 python launch/prepare.py verify DIR
 python launch/prepare.py describe DIR                             # tables, and DIR/README.md with a picture
 python launch/prepare.py download --config data/rnacentral.yaml   # raw files, checked
-python launch/prepare.py tokenizer DIR --to TOKENIZER             # learned from a corpus
+python launch/prepare.py tokenizer DIR --kind bpe --vocabulary 1024 --to tokenizers/my
 python launch/prepare.py synthetic --sequences 24000 --to corpora/demo [key=value ...]
 """
 
@@ -29,6 +29,8 @@ from data.verify import verify
 from launch.cli import find_config, main_guard
 from launch.corpus_card import write_card
 from launch.corpus_tables import build_progress, print_build, print_description
+from launch.download_command import download_command
+from launch.tokenizer_command import tokenizer_command
 
 
 def build_command(arguments: Sequence[str]) -> None:
@@ -123,24 +125,12 @@ def synthetic_command(arguments: Sequence[str]) -> None:
         build_command(["--fasta", str(fasta), "--to", parsed.to, *parsed.overrides])
 
 
-def _download(arguments: Sequence[str]) -> None:
-    from launch.download_command import download_command
-
-    download_command(arguments)
-
-
-def _tokenizer(arguments: Sequence[str]) -> None:
-    from launch.tokenizer_command import tokenizer_command
-
-    tokenizer_command(arguments)
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "verify": verify_command,
     "describe": describe_command,
     "synthetic": synthetic_command,
-    "download": _download,
-    "tokenizer": _tokenizer,
+    "download": download_command,
+    "tokenizer": tokenizer_command,
 }
 
 

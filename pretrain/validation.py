@@ -27,11 +27,13 @@ _SUMS = 6  # per type: nats, targets, right, nucleotides of the targets; and ove
 
 
 class Validation:
-    """The first ``sequences`` of the split (a corpus is shuffled when it is built) under fixed masks."""
+    """The first ``sequences`` of the split, one per cluster (a corpus is shuffled when it is built), under fixed masks."""
 
     def __init__(self, corpus: Corpus, objective: MLM, sequences: int, tokens_per_micro_batch: int):
         self.corpus, self.objective, self.budget = corpus, objective, tokens_per_micro_batch
-        self.ids = np.arange(min(sequences, corpus.count))
+        # Of a cluster its first member, always the same one: relatives would count the same family several times.
+        units = np.arange(corpus.count) if corpus.clusters is None else corpus.clusters[:-1].astype(np.int64)
+        self.ids = units[:sequences]
         self.types = corpus.types(self.ids)
         # A key of its own: no run's seed, so that numbers compare between runs on one corpus.
         self._keys = randomness.keys(randomness.key("validation"), self.ids)

@@ -228,7 +228,7 @@ def test_main_guard() -> None:
         raises(ZeroDivisionError())
 
 
-# Slowed down, so that the kills fall into every phase; a piece of text at a time, through two processes.
+# Slowed down, so that the kills fall into every phase.
 SLOW_BUILD = """
 import sys, time
 from data import scan
@@ -238,7 +238,7 @@ scan._WORTH_A_PROCESS = 0
 def progress(*_):
     print(flush=True)
     time.sleep(0.02)
-config = load_prepare_config(None, ["threads=2", *sys.argv[3:]], name="my", output=sys.argv[2], overwrite=True,
+config = load_prepare_config(None, sys.argv[3:], name="my", output=sys.argv[2], overwrite=True,
                              sources=[{"name": "my", "path": sys.argv[1]}])
 prepare(config, progress, buckets=16, chunk_bytes=100_000)
 """
@@ -267,14 +267,15 @@ def kill_until_done(tmp_path: Path, fasta: Path, kills: int, seconds: float, *op
 
 def test_killed_at_any_moment_and_restarted(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "my.fa", random_sequences(20_000, shortest=16))
-    assert len(kill_until_done(tmp_path, fasta, 6, 1.0)) >= 2  # kills during both scanning and writing
+    left = kill_until_done(tmp_path, fasta, 6, 1.0, "threads=1")
+    assert len(left) >= 2  # kills during both scanning and writing
 
 
 @pytest.mark.slow
 @needs_mmseqs
 def test_killed_while_clustering_and_restarted(tmp_path: Path) -> None:
     fasta = write_families(tmp_path / "my.fa", families_of(1500, 6))
-    options = ("clusters.method=mmseqs", "validation_fraction=0.1")
+    options = ("clusters.method=mmseqs", "validation_fraction=0.1", "threads=2")
     left = kill_until_done(tmp_path, fasta, 10, 3.0, *options)
     assert len(left) >= 2
     assert any("groups" in names for names in left)
