@@ -36,8 +36,8 @@ def main() -> int:
         if distributed.rank_of_environment() > 0:
             raise distributed.OtherRankFailed(str(error)) from error
         raise
-    stop = StopRequest()
     world = distributed.start(settings.compute.threads)
+    stop = StopRequest()  # from here on a signal asks the loop to stop; until here it simply ends the process
     code = Trainer(settings, world, stop).run()
     distributed.finish()
     return code

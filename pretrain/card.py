@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_na
     """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there."""
     metrics = read_metrics(run / "metrics.jsonl") if run else []
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
-    origin = _read_json(run / "origin.json") if run else None
+    origin = found.progress.origin
     name, pieces = recipe.model_name(settings), settings.objective.tokenizer is not None
     front = {
         "language": "rna",
@@ -56,7 +57,7 @@ def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_na
         "pipeline_tag": None if pieces else "fill-mask",
         "mask_token": "<mask>",
         "widget": [{"example_title": "tRNA", "text": "GCGGAUUUAGCUCAGUU<mask>GGGAGAGCGCCAGACUG"}],
-        "base_model": origin["init_from"] if origin else None,
+        "base_model": origin["init_from"] if origin and _is_hub_id(origin["init_from"]) else None,
     }
     sections = [
         "---",
@@ -172,13 +173,17 @@ def _origin(origin: dict[str, Any] | None, settings: Recipe, licence: str | None
     text = f"Released under {licence}.\n" if licence else "The publisher has not stated a licence for these weights.\n"
     if origin is None:
         return text + f"\nTrained from new weights (seed {settings.run.seed}).\n"
-    stated = f"`{origin['licence']}`" if origin.get("licence") else "not stated there"
-    return text + f"\nTraining started from `{origin['init_from']}`, whose licence is {stated}.\n"
+    while origin is not None:
+        source = origin["init_from"] if _is_hub_id(origin["init_from"]) else Path(origin["init_from"]).name
+        stated = f"`{origin['licence']}`" if origin["licence"] else "not stated there"
+        text += f"\nTraining started from `{source}`, whose licence is {stated}.\n"
+        origin = origin["before"]
+    return text
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
 
 
 def _table(rows: dict[str, object]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]) + "\n"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None

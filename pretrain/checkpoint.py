@@ -52,6 +52,7 @@ class Progress:
     seconds: float = 0.0  # of training, over all sessions of the run
     skipped_steps: int = 0  # steps whose gradient was not finite
     optimizer_steps: int = 0
+    origin: dict[str, Any] | None = None  # what init_from gave: see pretrain/initialise.py:origin_of
     tracker: dict[str, str] = field(default_factory=dict)  # ids of external trackers, so that a resumed run is one run
 
 
@@ -202,8 +203,8 @@ class Checkpoint:
             for name, sha256 in expected[first::apart]:
                 if _sha256(self.path / name) != sha256:
                     raise PretrainError(
-                        f"{self.path / name} is damaged: its content does not match its hash; continue from another "
-                        "checkpoint with run.resume=PATH, or remove this one"
+                        f"{self.path / name} is damaged: its content does not match its hash; move {self.path} away, "
+                        "and run.resume=auto continues the checkpoint before it"
                     )
 
         world.together(mine) if world else mine()

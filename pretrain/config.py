@@ -44,7 +44,7 @@ class DataConfig:
 @dataclass
 class BatchConfig:
     sequences: int = MISSING  # per global batch, whatever the number of ranks
-    tokens_per_micro_batch: int = 16384  # memory against speed; never changes the result
+    tokens_per_micro_batch: int = 16384  # memory against speed; does not change which samples and masks a step has
 
 
 @dataclass

@@ -106,7 +106,14 @@ def start(threads: int | None) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    try:
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise PretrainError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not meet the others at {where} "
+            f"({' '.join(str(error).split())[:200]}); start all ranks, with a free --master_port"
+        ) from error
     return World(dist.get_rank(), dist.get_world_size(), local_rank, local_ranks, device)
 
 
@@ -132,15 +139,17 @@ def finish() -> None:
 
 def rank_of_environment() -> int:
     """This process's rank before any process group exists."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    in_step = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return int(os.environ.get("RANK", os.environ["SLURM_PROCID"] if in_step else "0"))
 
 
 def _fill_environment() -> None:
     """RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous address, for launchers that do not set them."""
     environment = os.environ
-    if "RANK" not in environment and "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    # Only a task of `srun` has a step of several tasks: the batch script itself has SLURM_NTASKS too, but no peers.
+    if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         environment["RANK"] = environment["SLURM_PROCID"]
-        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment.setdefault(
             "MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"]))

@@ -202,6 +202,12 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         raise PretrainError(
             "deepspeed.config.zero_optimization.stage is decided by the recipe; use deepspeed.zero_stage instead"
         )
+    for key in ("offload_optimizer", "offload_param"):
+        if (own_zero.get(key) or {}).get("device", "none") != "none":
+            raise PretrainError(
+                f"deepspeed.config.zero_optimization.{key}: offloading is not supported; use more ranks, "
+                "ZeRO stage 3 or smaller micro-batches"
+            )
     return _overlaid(config, recipe.deepspeed.config)
 
 

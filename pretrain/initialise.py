@@ -29,8 +29,8 @@ def build_model(settings: Recipe) -> nn.Module:
     return model
 
 
-def load_initial(model: nn.Module, settings: Recipe) -> dict[str, str | None]:
-    """Load `init_from` into ``model``; returns what a release must say of it: {"init_from", "licence"}.
+def load_initial(model: nn.Module, settings: Recipe) -> dict[str, Any]:
+    """Load `init_from` into ``model``; returns what a release must say of it (`origin_of`).
 
     Accepts a run directory or a checkpoint of ours, a directory in MultiMolecule/Hugging Face layout, a file in the
     original layout, or a hub id. Raises PretrainError when it holds another model or other sizes.
@@ -54,14 +54,27 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, str | None]:
             f"{expected.get(key)}; choose the model.size of that checkpoint"
         )
     model.load_state_dict(state)
-    licence = stated_licence(source)
+    origin = origin_of(source, settings.init_from)
+    licence = origin["licence"]
     if licence and "agpl" in licence.lower():
         log.warning(
             "%s is released under %s; what is trained from it may only be published under its terms",
             settings.init_from,
             licence,
         )
-    return {"init_from": settings.init_from, "licence": licence}
+    return origin
+
+
+def origin_of(source: Path, named: str) -> dict[str, Any]:
+    """Where the weights in ``source`` come from: {"init_from", "licence", "before"}.
+
+    ``before`` is the origin of the run that made them, if that is one of ours which started from other weights; their
+    licence then goes on to apply. ``named`` is how the recipe called the source.
+    """
+    own = own_checkpoint(source)
+    before = own.progress.origin if own else None
+    licence = stated_licence(source) if own is None else (before or {}).get("licence")
+    return {"init_from": named, "licence": licence, "before": before}
 
 
 def stated_licence(path: Path) -> str | None:

@@ -18,6 +18,7 @@ class Meter:
 
     def __init__(self, world: World):
         self.world = world
+        self._uncounted, self._counted_at = 0.0, time.perf_counter()
         self._reset()
 
     def _reset(self) -> None:
@@ -35,13 +36,20 @@ class Meter:
         self._tokens += tokens
         self._padded += padded
         self._flops += flops
+        self._uncounted += flops
 
     def step(self, step: Step) -> None:
         self._nucleotides += step.nucleotides
         self._steps += 1
 
-    def record(self, peak_flops: float | None) -> tuple[dict[str, Any], float, float]:
-        """(record over the steps since the last one, FLOPs and seconds of them). All ranks together."""
+    def cost(self) -> tuple[float, float]:
+        """(FLOPs over all ranks, seconds) since the last call, without pauses. All ranks together."""
+        (flops,), now = self.world.sum([self._uncounted]), time.perf_counter()
+        seconds, self._uncounted, self._counted_at = now - self._counted_at, 0.0, now
+        return flops, max(seconds, 0.0)
+
+    def record(self, peak_flops: float | None) -> dict[str, Any]:
+        """Figures over the steps since the last record. All ranks together."""
         mine = [float(self._nats), float(self._correct), self._weight, self._tokens, self._padded, self._flops]
         nats, correct, weight, tokens, padded, flops = self.world.sum(mine)
         seconds = max(time.perf_counter() - self._began, 1e-9)
@@ -58,11 +66,13 @@ class Meter:
             "seconds_per_step": seconds / max(self._steps, 1),
         }
         self._reset()
-        return record, flops, seconds
+        return record
 
     def pause(self) -> float:
         """A moment to give back to ``resume`` around work that is not training (validation, saving)."""
         return time.perf_counter()
 
     def resume(self, since: float) -> None:
-        self._began += time.perf_counter() - since
+        away = time.perf_counter() - since
+        self._began += away
+        self._counted_at += away

@@ -82,6 +82,8 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
         raise PretrainError(f"{source} is neither a run directory nor a checkpoint (step-NNNNNNNN)")
     if to.exists() and not options.overwrite:
         raise PretrainError(f"{to} exists already; choose another --to, or give --overwrite to replace it")
+    if to.exists() and any(to.iterdir()) and not (to / "recipe.yaml").is_file():
+        raise PretrainError(f"{to} is not a release, so --overwrite does not replace it; choose another --to")
     found.verify()
     settings = recipe.read_resolved(found.recipe_path)
     run = found.path.parent.parent if found.path.parent.name == "checkpoints" else None

@@ -2,7 +2,6 @@
 
 runs/NAME/recipe.yaml         every key with its value (of the latest start)
           environment.json    versions and machine (of the latest start)
-          origin.json     what init_from was, where it was given
           tokenizer/      a copy of the tokenizer, where tokens are pieces (run_tokenizer.py)
           metrics.jsonl       one record per logged step and validation
           logs/rank-00000.log one per rank
@@ -81,10 +80,6 @@ class RunDirectory:
             _replace(self.path / "environment.json", json.dumps(environment(world), indent=1, sort_keys=True) + "\n")
         except OSError as error:
             raise _unwritable(self.path, error) from error
-
-    def record_origin(self, origin: dict[str, str | None]) -> None:
-        """Keep what the run started from, for the card of a release."""
-        _replace(self.path / "origin.json", json.dumps(origin, indent=1, sort_keys=True) + "\n")
 
     def to_resume(self, resume: str) -> checkpoint.Checkpoint | None:
         """The checkpoint to continue from, or None for a new run. ``resume`` is run.resume of the recipe."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import TrackingConfig
+from pretrain.errors import PretrainError
 
 Record = dict[str, Any]
 
@@ -23,7 +24,13 @@ class Tracker:
     """Writes one record per logged step or validation to every place that is switched on."""
 
     def __init__(
-        self, directory: Path, config: TrackingConfig, run_name: str, recipe: Mapping[str, Any], ids: dict[str, str]
+        self,
+        directory: Path,
+        config: TrackingConfig,
+        run_name: str,
+        recipe: Mapping[str, Any],
+        ids: dict[str, str],
+        first_step: int = 0,
     ):
         self.ids = ids  # of external runs; kept in checkpoints
         self._file = (directory / "metrics.jsonl").open("a", buffering=1)
@@ -32,21 +39,27 @@ class Tracker:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+            # What was written of later steps, before the run was killed, is repeated now.
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
     def _start_wandb(self, directory: Path, config: TrackingConfig, run_name: str, recipe: Mapping[str, Any]) -> Any:
         import wandb
 
         self.ids.setdefault("wandb", secrets.token_hex(4))
-        return wandb.init(
-            project=config.wandb_project,
-            name=run_name,
-            id=self.ids["wandb"],
-            resume="allow",
-            mode=config.wandb,
-            dir=str(directory),
-            config=dict(recipe),
-        )
+        try:
+            return wandb.init(
+                project=config.wandb_project,
+                name=run_name,
+                id=self.ids["wandb"],
+                resume="allow",
+                mode=config.wandb,
+                dir=str(directory),
+                config=dict(recipe),
+            )
+        except wandb.Error as error:
+            raise PretrainError(
+                f"wandb cannot start ({' '.join(str(error).split())}); run `wandb login`, or set tracking.wandb=offline"
+            ) from error
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append ``{"kind": ..., "step": ..., **values}``; numbers that are not finite become null."""

@@ -44,6 +44,7 @@ class Trainer:
         world.together(lambda: self.directory.start_log(world.rank))
         found = world.together(self._open)
         world.require_same(self.progress.fingerprint, "corpus fingerprint")
+        world.require_same(str(found.path if found else None), "checkpoint to continue from")
         if found is not None:
             found.verify(world)
         world.together(lambda: check_deepspeed_config(settings))
@@ -58,22 +59,24 @@ class Trainer:
         self.peak = peak_flops(settings.compute, world.device)
         self.meter = Meter(world)
         world.together(lambda: self.directory.describe(settings, world) if world.first else None)
-        if found is None:
+        if found is None or found.path.parent != self.directory.checkpoints:
             tokenizer = self.objective.alphabet
             world.together(lambda: run_tokenizer.keep(self.directory.path, tokenizer) if world.first else None)
         validated = 0
         if world.first:
             forget_after(self.directory.path, self.progress.step)
             validated = last_validation(self.directory.path)
-            self.tracker = Tracker(
-                self.directory.path,
-                settings.tracking,
-                settings.run.name,
-                recipe.to_dict(settings),
-                self.progress.tracker,
-            )
+        self.tracker = world.together(self._start_tracker)
         self.validated_step = int(world.sum([validated])[0])
         self.console = Console(self.total_steps, self.progress.step, shown=world.first)
+
+    def _start_tracker(self) -> Tracker | None:
+        if not self.world.first:
+            return None
+        settings, name = self.settings, self.settings.run.name
+        directory, progress = self.directory.path, self.progress
+        content = recipe.to_dict(settings)
+        return Tracker(directory, settings.tracking, name, content, progress.tracker, progress.step)
 
     def _open(self) -> checkpoint.Checkpoint | None:
         """The data of the run, and the checkpoint to continue from if there is one."""
@@ -83,7 +86,7 @@ class Trainer:
         self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
         found = self.directory.to_resume(self.settings.run.resume)
         if found is not None:
-            run_tokenizer.require_same(self.directory.path, self.objective.alphabet)
+            run_tokenizer.require_same(found.path.parent.parent, self.objective.alphabet)
             for change in require_same_run(found, self.settings, fingerprint):
                 log.warning("continuing with a changed recipe: %s", change)
             self.progress = found.progress
@@ -96,10 +99,8 @@ class Trainer:
             model.load_state_dict(found.weights())
             self.origin = f"continuing {found.path} at step {found.progress.step}"
         elif self.settings.init_from:
-            origin = initialise.load_initial(model, self.settings)
+            self.progress.origin = initialise.load_initial(model, self.settings)
             self.origin = f"weights from {self.settings.init_from}"
-            if self.world.first:
-                self.directory.record_origin(origin)
         else:
             self.origin = f"new weights from seed {self.settings.run.seed}"
         return model
@@ -204,10 +205,9 @@ class Trainer:
             raise PretrainError(text) if self.world.first else OtherRankFailed(text)
 
     def _log(self, step: Step, rate: float, norm: float) -> None:
-        record, flops, seconds = self.meter.record(self.peak)
-        self.progress.flops += flops
-        self.progress.seconds += seconds
-        if not self.world.first:
+        self._count_cost()
+        record = self.meter.record(self.peak)
+        if self.tracker is None:
             return
         remaining = self.total_steps - self.progress.step
         record |= {
@@ -223,6 +223,12 @@ class Trainer:
         self.tracker.write("train", self.progress.step, record)
         self.console.step({"step": self.progress.step, **record})
 
+    def _count_cost(self) -> None:
+        """FLOPs and seconds since they were last counted: on logging, and on saving so that a stop loses none."""
+        flops, seconds = self.meter.cost()
+        self.progress.flops += flops
+        self.progress.seconds += seconds
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0 and self.progress.step < self.total_steps
 
@@ -234,6 +240,7 @@ class Trainer:
         """Save the current step unless it is saved, then remove old checkpoints."""
         if self.saved_step == self.progress.step:
             return
+        self._count_cost()
         paused = self.meter.pause()
         path = checkpoint.save(
             self.directory.checkpoints, self.engine, self.progress, recipe.to_yaml(self.settings), self.world
@@ -258,7 +265,7 @@ class Trainer:
             reports[name] = report | ({"corpus": name} if self.data.mixed else {})
         self.meter.resume(paused)
         self.validated_step = self.progress.step
-        for report in reports.values() if self.world.first else ():
+        for report in reports.values() if self.tracker else ():
             self.tracker.write("validation", self.progress.step, report)
             self.console.validation(self.progress.step, report)
         return True
@@ -274,18 +281,23 @@ class Trainer:
         """Say what is about to run, and how good trivial models are on the validation targets."""
         self.saved_at = time.monotonic()
         settings, world, mixture = self.settings, self.world, self.data.mixture
+        clusters = self._clusters()
         self.console.say(
             f"{settings.run.name}: {recipe.model_name(settings)} with {self.parameters:,} parameters on {world.ranks} "
             f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
-            f"{settings.deepspeed.zero_stage}); {mixture.count:,} training sequences, {quantity(mixture.nucleotides)} "
-            f"nucleotides; {self.total_steps:,} steps of {settings.batch.sequences} sequences; {self.origin}"
+            f"{settings.deepspeed.zero_stage}); {mixture.count:,} training sequences{clusters}, "
+            f"{quantity(mixture.nucleotides)} nucleotides; {self.total_steps:,} steps of {settings.batch.sequences} "
+            f"sequences; {self.origin}"
         )
+        rates = settings.objective.masked_fraction * settings.objective.mask_share
+        if recipe.model_name(settings) == "rinalmo" and abs(rates - 0.12) > 1e-9 and world.first:
+            log.warning("masking rates are not 0.15 and 0.8, but RiNALMo's token dropout keeps its constant of 0.12")
         if not settings.validation.baselines:
             return
         for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
             measure = partial(reference_losses, corpus, validation)
             references = world.together(measure if world.first else dict)
-            if not world.first:
+            if self.tracker is None:
                 continue
             if self.progress.step == 0:
                 self.tracker.write("references", 0, references | ({"corpus": name} if self.data.mixed else {}))
@@ -294,6 +306,11 @@ class Trainer:
                     f"  {title.replace('_', ' ')} on the validation targets{f' of {name}' * self.data.mixed}: loss "
                     f"{figures['loss']:.4f}  perplexity {figures['perplexity']:.3f}"
                 )
+
+    def _clusters(self) -> str:
+        """An epoch draws one sequence per cluster, or without clusters every sequence: that must be seen."""
+        counts = [len(corpus.clusters) - 1 for corpus in self.data.mixture.corpora if corpus.clusters is not None]
+        return f" in {sum(counts):,} clusters" if counts else " (not clustered: an epoch is every sequence)"
 
     def _conclude(self) -> None:
         progress = self.progress
@@ -306,5 +323,5 @@ class Trainer:
     def _close(self) -> None:
         self.data.close()
         self.console.close()
-        if self.world.first:
+        if self.tracker is not None:
             self.tracker.close()

@@ -27,7 +27,7 @@ _SUMS = 6  # per type: nats, targets, right, nucleotides of the targets; and ove
 
 
 class Validation:
-    """The first ``sequences`` of the split, one per cluster (a corpus is shuffled when it is built), under fixed masks."""
+    """The first ``sequences`` of the split, one per cluster, under fixed masks (a corpus is shuffled when built)."""
 
     def __init__(self, corpus: Corpus, objective: MLM, sequences: int, tokens_per_micro_batch: int):
         self.corpus, self.objective, self.budget = corpus, objective, tokens_per_micro_batch

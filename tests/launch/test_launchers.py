@@ -70,6 +70,7 @@ def test_srun(settings, reference) -> None:
     arguments, run = settings("srun")
     slurm = {
         "SLURM_NTASKS": 2,
+        "SLURM_STEP_NUM_TASKS": 2,
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_JOB_ID": free_port(),
         "SLURM_STEP_TASKS_PER_NODE": "2",

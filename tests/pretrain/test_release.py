@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,10 @@ def test_an_existing_directory_is_only_replaced_when_asked(run: Path, tmp_path: 
     with pytest.raises(PretrainError, match="exists already"):
         release.release(run, target, Options())
     assert (target / "precious").read_text() == "mine"
+    with pytest.raises(PretrainError, match="is not a release"):
+        release.release(run, target, Options(overwrite=True))
+    assert (target / "precious").read_text() == "mine"
+    (target / "recipe.yaml").write_text("")
     release.release(run, target, Options(overwrite=True))
     assert not (target / "precious").exists()
     assert (target / "config.json").exists()
@@ -185,7 +190,8 @@ def test_init_from_a_hub_id_uses_the_local_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     settings = recipe.read_resolved(run / "recipe.yaml")
     settings.init_from = "lab/tiny"
-    assert load_initial(build_model(settings), settings) == {"init_from": "lab/tiny", "licence": "cc-by-4.0"}
+    origin = load_initial(build_model(settings), settings)
+    assert origin == {"init_from": "lab/tiny", "licence": "cc-by-4.0", "before": None}
     settings.init_from = "lab/absent"
     with pytest.raises(PretrainError, match="lab/absent is no file or directory here"):
         load_initial(build_model(settings), settings)
@@ -211,3 +217,21 @@ def test_read_weights_strips_padding(run: Path) -> None:
     name, config, state = read_weights(run)
     assert (name, config.ffn_pad_to) == ("rinalmo", 64)
     assert state["blocks.0.ffn.down.weight"].shape == (32, 40)
+
+
+@pytest.mark.slow
+def test_the_card_names_the_weights_that_a_run_started_from_however_it_is_exported(
+    run: Path, released: Path, synthetic_corpus: Path, tmp_path: Path
+) -> None:
+    """Through a second run, and from a checkpoint that was moved away from its run directory."""
+    for name, source in (("second", released), ("third", tmp_path / "second")):
+        place = [f"run.directory={tmp_path}", f"run.name={name}", f"init_from={source}"]
+        pretrain_well(["--config", "demo.yaml", *recipe_arguments(synthetic_corpus, *place)])
+    moved = tmp_path / "moved" / "step-00000003"
+    shutil.copytree(tmp_path / "third" / "checkpoints" / "step-00000003", moved)
+    release.release(moved, tmp_path / "out", Options(layouts=("original",)))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Training started from `second`, whose licence is `cc-by-4.0`." in card
+    assert "Training started from `tiny`, whose licence is `cc-by-4.0`." in card
+    assert "new weights" not in card
+    assert "base_model" not in card
