@@ -17,14 +17,15 @@ from pretrain.estimate import cost_of
 from pretrain.opening import sources_of
 from pretrain.tracking import read_metrics
 
-USAGE = """```python
-import multimolecule  # registers the model with transformers
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
-```
-"""
+USAGE = (
+    "```python\n"
+    "import multimolecule  # registers the model with transformers\n"
+    "from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
+    "\n"
+    'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")\n'
+    "```\n"
+)
 
 
 OWN_USAGE = """The tokens are pieces of several nucleotides, which no public model class expresses. transformers loads

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.manifest import file_sha256
+from data.publish import sync_directory, sync_file
 from pretrain.distributed import World
 from pretrain.engine import STATE_KINDS, Engine, Fragment
 from pretrain.errors import PretrainError
@@ -49,7 +50,7 @@ class Progress:
     nucleotides: int = 0
     tokens: int = 0
     flops: float = 0.0
-    seconds: float = 0.0  # of training, over all sessions of the run
+    seconds: float = 0.0  # of training, over all starts of the run
     skipped_steps: int = 0  # steps whose gradient was not finite
     optimizer_steps: int = 0
     origin: dict[str, Any] | None = None  # what init_from gave: see pretrain/initialise.py:origin_of
@@ -109,8 +110,8 @@ def _write_share(partial: Path, engine: Engine, world: World) -> dict[str, Any]:
     path = partial / f"state-{world.rank:05d}-of-{world.ranks:05d}.safetensors"
     try:
         save_file(tensors, path)
-        _sync(path)
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        sync_file(path)
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from error
 
@@ -137,10 +138,10 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], recipe_yaml: 
     try:
         _write_text(partial / RECIPE, recipe_yaml)
         _write_text(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _sync(partial)
+        sync_directory(partial)
         _remove(final)
         partial.rename(final)
-        _sync(final.parent)
+        sync_directory(final.parent)
     except OSError as error:
         raise _unwritable(final, error) from error
 
@@ -201,7 +202,7 @@ class Checkpoint:
             first, apart = (world.rank, world.ranks) if world else (0, 1)
             expected = [(RECIPE, self._recipe_sha256), *((file["name"], file["sha256"]) for file in self.files)]
             for name, sha256 in expected[first::apart]:
-                if _sha256(self.path / name) != sha256:
+                if file_sha256(self.path / name) != sha256:
                     raise PretrainError(
                         f"{self.path / name} is damaged: its content does not match its hash; move {self.path} away, "
                         "and run.resume=auto continues the checkpoint before it"
@@ -336,25 +337,4 @@ def _remove(path: Path) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    sync_file(path)

@@ -70,7 +70,7 @@ def kill_in_save(where: str) -> None:
 
         checkpoint.save_file = torn
     elif place == "before-hash":
-        dying("_sha256", lambda path: partial in path)
+        dying("file_sha256", lambda path: partial in path)
     elif place == "before-manifest":
         dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST))
     elif place == "before-rename":

@@ -257,7 +257,7 @@ OPERATIONS = [
     (Path, "rename"),
     (Path, "unlink"),
     (shutil, "rmtree"),
-    (checkpoint, "_sha256"),
+    (checkpoint, "file_sha256"),
 ]
 
 
