@@ -1,7 +1,7 @@
 """Letters on disk are upper-case ASCII with U for uracil; a model's ids come from them by one 256-entry lookup.
 
 `Alphabet` is the vocabulary of a single-nucleotide model: special tokens and letters with their ids. Both T and U map
-to the same id whichever of the two the vocabulary spells, in either case; any letter it lacks maps to `<unk>`.
+to the same id whichever of the two the vocabulary spells, in either case; any letter it lacks maps to its `unk`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ INOSINE = "I"
 
 @dataclass(frozen=True)
 class Alphabet:
-    """A single-nucleotide vocabulary: ``tokens[id]`` is the token; letters are one character, specials are `<...>`."""
+    """A single-nucleotide vocabulary: ``tokens[id]`` is the token; letters are one character, specials are longer.
+
+    A vocabulary that spells T and U apart reads both as T: the models that have such a one were trained on DNA.
+    """
 
     name: str
     tokens: tuple[str, ...]
@@ -28,6 +31,7 @@ class Alphabet:
     pad: str = "<pad>"
     unk: str = "<unk>"
     mask: str = "<mask>"
+    reads: str | None = None  # the only letters that sequences give, all others being `unk`; None: every letter it has
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,8 +45,8 @@ class Alphabet:
     def lookup(self) -> npt.NDArray[np.uint8]:
         """[256] ASCII code -> id. Case-insensitive; T and U are one letter."""
         table = np.full(256, self.ids[self.unk], dtype=np.uint8)
-        for token, i in self.ids.items():
-            if len(token) == 1:
+        for token, i in sorted(self.ids.items(), reverse=True):  # so T comes after U
+            if len(token) == 1 and (self.reads is None or token in self.reads):
                 spellings = "TU" if token in "TU" else token
                 for letter in spellings + spellings.lower():
                     table[ord(letter)] = i
@@ -72,4 +76,32 @@ class Alphabet:
 # lbcb-sci/RiNALMo, rinalmo/data/alphabet.py: 22 tokens, U spelled T (specs: rinalmo 2.1).
 RINALMO = Alphabet("rinalmo", ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *"ACGTIRYKMSWBDHVN-"))
 
-ALPHABETS = {a.name: a for a in (RINALMO,)}
+# GenBio's vocab.txt (specs: aido_rna 2.1). Trained on DNA, so U is read as T and the row of U is never used; letters
+# that it lacks are N, one token each (2.2).
+AIDO_RNA = Alphabet(
+    "aido_rna",
+    (
+        *("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", *"AGCTUN", "[BOS]", "[EOS]"),
+        *("[UNUSED1]", "[UNUSED2]", "[UNUSED3]"),
+    ),
+    cls="[CLS]",
+    eos="[SEP]",
+    pad="[PAD]",
+    unk="N",
+    mask="[MASK]",
+)
+
+# MultiMolecule's 28 tokens; then [IND] and the 28 RNA types in the order of the original (specs: rnaernie 2.3, 2.4).
+_MULTIMOLECULE = ("<pad>", "<cls>", "<eos>", "<unk>", "<mask>", "<null>", *"ACGUNRYSWKMBDHVIX|.*-?")
+RNAERNIE_TYPES = (
+    *("RNaseMRPRNA", "RNasePRNA", "SRPRNA", "YRNA", "antisenseRNA", "autocatalyticallysplicedintron", "guideRNA"),
+    *("hammerheadribozyme", "lncRNA", "miRNA", "miscRNA", "ncRNA", "other", "piRNA", "premiRNA", "precursorRNA"),
+    *("rRNA", "ribozyme", "sRNA", "scRNA", "scaRNA", "siRNA", "snRNA", "snoRNA", "tRNA", "telomeraseRNA", "tmRNA"),
+    "vaultRNA",
+)
+_WITH_TYPES = (*_MULTIMOLECULE, "[IND]", *(f"[{name}]" for name in RNAERNIE_TYPES))
+RNAERNIE = Alphabet("rnaernie", _WITH_TYPES, reads=NUCLEOTIDES)  # ambiguity codes are <unk>, as the original reads them
+RNAERNIE_IUPAC = Alphabet("rnaernie_iupac", _WITH_TYPES)  # ambiguity codes keep the ids they have
+RNAERNIE_28 = Alphabet("rnaernie_28", _MULTIMOLECULE, reads=NUCLEOTIDES)  # without type tokens
+
+ALPHABETS = {a.name: a for a in (RINALMO, AIDO_RNA, RNAERNIE, RNAERNIE_IUPAC, RNAERNIE_28)}

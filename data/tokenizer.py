@@ -4,7 +4,7 @@ Two kinds satisfy `Tokenizer`: `data.alphabet.Alphabet` (one nucleotide per toke
 `data.sentencepiece_tokenizer.SentencePieceTokenizer` (pieces of several nucleotides, learned from a corpus). Whatever
 follows from the list of tokens alone is a function here, the same for both.
 
-Tokens written `<...>` are special; every other token is the letters that it stands for. U and T are one letter.
+Tokens written `<...>` or `[...]` are special; every other token is the letters that it stands for. U and T are one.
 """
 
 from __future__ import annotations
@@ -51,21 +51,31 @@ class Tokenizer(Protocol):
 
 
 def is_special(token: str) -> bool:
-    return token.startswith("<")
+    return token[0] in "<["
 
 
 def widths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """[V] nucleotides that each token stands for: 1 for `<unk>`, 0 for the other special tokens."""
+    """[V] nucleotides that each token stands for: 1 for the unknown letter's, 0 for the other special tokens."""
     return np.array(
         [(token == tokenizer.unk) if is_special(token) else len(token) for token in tokenizer.tokens], dtype=np.int64
     )
 
 
 def made_of(tokenizer: Tokenizer, letters: str | None = None) -> npt.NDArray[np.bool_]:
-    """[V] is this token made of nothing but ``letters`` (of any, unless given)? Special tokens never are."""
+    """[V] is this token made of nothing but ``letters`` (of any, unless given)? Special tokens never are.
+
+    Nor are letters that no sequence gives, such as the U of a vocabulary that reads U as T.
+    """
     allowed = None if letters is None else set(_with_u(letters))
+    table: npt.NDArray[np.uint8] | None = getattr(tokenizer, "lookup", None)
+    read = None if table is None else set(table.tolist())
     return np.array(
-        [not is_special(token) and (allowed is None or allowed >= set(_with_u(token))) for token in tokenizer.tokens]
+        [
+            not is_special(token)
+            and (allowed is None or allowed >= set(_with_u(token)))
+            and (read is None or i in read)
+            for i, token in enumerate(tokenizer.tokens)
+        ]
     )
 
 
