@@ -45,6 +45,7 @@ def prepare(options: argparse.Namespace) -> None:
     """The corpus and, for each dropout, the initial weights as a MultiMolecule directory; made once per folder."""
     import torch
 
+    from models.layouts.releasing import WriteOptions
     from models.layouts.rinalmo import write_multimolecule
     from models.rinalmo import RiNALMo, RiNALMoConfig
 
@@ -55,7 +56,7 @@ def prepare(options: argparse.Namespace) -> None:
     for rate in options.dropout:
         torch.manual_seed(SEED)
         config = RiNALMoConfig.named(options.size, attention_dropout=rate, residual_dropout=rate)
-        write_multimolecule(weights_of(options, rate), RiNALMo(config).state_dict(), config)
+        write_multimolecule(weights_of(options, rate), RiNALMo(config).state_dict(), config, WriteOptions("model"))
 
 
 def weights_of(options: argparse.Namespace, rate: float) -> Path:

@@ -1,8 +1,8 @@
 """Publish a run: `python launch/export.py RUN --to DIR`, checked before it is put into place.
 
 RUN is a run directory (its newest checkpoint is taken) or one checkpoint. DIR becomes a directory that
-`from_pretrained` loads, with the authors' layout in DIR/original and a model card. A run whose tokens are pieces of
-several nucleotides fits neither: it is written in our own layout, with its tokenizer for transformers.
+`from_pretrained` loads, with the model's other layouts in folders of it and a model card. A run whose tokens are pieces
+of several nucleotides fits none of them: it is written in our own layout, with its tokenizer for transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="a run directory or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="the directory to make")
     parser.add_argument(
-        "--layout", choices=("multimolecule", "original", "rnafoundry"), help="all that fit unless given"
+        "--layout", help="one of the model's layouts, such as multimolecule or original; all unless given"
     )
     parser.add_argument(
         "--vocabulary", type=int, choices=(28, 26), default=28, help="tokens of MultiMolecule's alphabet"

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.manifest import read_manifest
+from models.layouts.releasing import ReleaseLayout
 from pretrain import recipe
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
@@ -16,17 +17,6 @@ from pretrain.console import duration, quantity
 from pretrain.estimate import cost_of
 from pretrain.opening import sources_of
 from pretrain.tracking import read_metrics
-
-USAGE = (
-    "```python\n"
-    "import multimolecule  # registers the model with transformers\n"
-    "from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
-    "\n"
-    'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")\n'
-    'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")\n'
-    "```\n"
-)
-
 
 OWN_USAGE = """The tokens are pieces of several nucleotides, which no public model class expresses. transformers loads
 the tokenizer:
@@ -41,21 +31,25 @@ rnafoundry loads the weights (`init_from`, or `models.layouts.detect.read_checkp
 """
 
 
-ORIGINAL = "`original/` holds the same weights as a file for the authors' repository.\n"
-
-
-def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_name: str, licence: str | None) -> str:
+def model_card(
+    run: Path | None,
+    found: Checkpoint,
+    settings: Recipe,
+    release_name: str,
+    licence: str | None,
+    layouts: dict[str, ReleaseLayout],
+) -> str:
     """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there."""
     metrics = read_metrics(run / "metrics.jsonl") if run else []
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
     origin = found.progress.origin
-    name, pieces = recipe.model_name(settings), settings.objective.tokenizer is not None
+    name, library = recipe.model_name(settings), next(iter(layouts.values())).library
     front = {
         "language": "rna",
         "tags": ["Biology", "RNA", name],
         "license": licence,
-        "library_name": None if pieces else "multimolecule",
-        "pipeline_tag": None if pieces else "fill-mask",
+        "library_name": library,
+        "pipeline_tag": "fill-mask" if library else None,
         "mask_token": "<mask>",
         "widget": [{"example_title": "tRNA", "text": "GCGGAUUUAGCUCAGUU<mask>GGGAGAGCGCCAGACUG"}],
         "base_model": origin["init_from"] if origin and _is_hub_id(origin["init_from"]) else None,
@@ -67,8 +61,7 @@ def model_card(run: Path | None, found: Checkpoint, settings: Recipe, release_na
         f"\n# {release_name}\n",
         f"A {name} model of RNA, pretrained by masked-token prediction with rnafoundry.\n",
         "## Use\n",
-        OWN_USAGE if pieces else USAGE,
-        "" if pieces or name != "rinalmo" else ORIGINAL,
+        *(layout.usage for layout in layouts.values()),
         "## Model\n",
         _table(_specification(settings)),
         "## Training data\n",

@@ -3,11 +3,12 @@
 The directory is written aside; every layout in it is read back from disk, put into a fresh model, and must give the
 trained model's outputs on real sequences; only then is it renamed into place.
 
-    release/README.md, config.json, model.safetensors, tokenizer_config.json, vocab.txt   MultiMolecule / Hugging Face
-            original/NAME.pt                                                              the authors' repository
-            recipe.yaml                                                                   every setting of the run
+    release/README.md, config.json, model.safetensors, ...   the model's main layout, loaded by `from_pretrained`
+            original/NAME.pt, ...                            its other layouts, such as that of the authors' repository
+            recipe.yaml                                      every setting of the run
 
-Where tokens are pieces of several nucleotides, neither layout can express the vocabulary. Such a run is released in our
+Which layouts a model has is said in its layout file (`RELEASES`, see models/layouts/releasing.py). Where tokens are
+pieces of several nucleotides, none of them can express the vocabulary. Such a run is released in our
 own layout (models/layouts/own.py) with its tokenizer, which transformers loads:
 
     release/README.md, config.json, model.safetensors, vocab.txt, recipe.yaml
@@ -17,6 +18,7 @@ own layout (models/layouts/own.py) with its tokenizer, which transformers loads:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -34,11 +36,13 @@ from data.formats.fasta import read_fasta
 from data.index import Corpus
 from data.normalise import KEPT, LetterPolicy, Normaliser
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.tokenizer import made_of
 from models import MODELS
 from models.layouts import own
 from models.layouts.detect import LAYOUTS, read_checkpoint
+from models.layouts.releasing import ReleaseLayout, WriteOptions
 from pretrain import recipe, run_tokenizer
-from pretrain.card import model_card
+from pretrain.card import OWN_USAGE, model_card
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
@@ -87,8 +91,8 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     found.verify()
     settings = recipe.read_resolved(found.recipe_path)
     run = found.path.parent.parent if found.path.parent.name == "checkpoints" else None
-    layouts = _layouts(settings, options.layouts)
     with_tokenizer = run_tokenizer.with_kept_tokenizer(settings, run)
+    layouts = _layouts(with_tokenizer, options.layouts)
     state = unpadded(settings, found.weights())
     letters = _sequences(settings, options.sequences)
 
@@ -96,9 +100,12 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        checked = [_write_and_check(layout, partial, state, with_tokenizer, letters, options) for layout in layouts]
+        checked = [
+            _write_and_check(layout, writer, partial, state, with_tokenizer, letters, options)
+            for layout, writer in layouts.items()
+        ]
         (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
-        (partial / "README.md").write_text(model_card(run, found, settings, to.name, options.licence))
+        (partial / "README.md").write_text(model_card(run, found, settings, to.name, options.licence, layouts))
         _publish(partial, to)
     except OSError as error:
         raise PretrainError(f"the release cannot be written to {to} ({error})") from error
@@ -109,20 +116,39 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     return found, checked
 
 
-def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The layouts to write. Raises PretrainError for one that cannot express the vocabulary."""
-    if getattr(settings.objective, "tokenizer", None) is None:
-        possible, why = ("multimolecule", "original"), "is for vocabularies of several nucleotides per token"
-    else:
-        possible, why = ("rnafoundry",), "has single nucleotides as tokens, and the run's tokens are pieces"
+def _own_writer(tokenizer: SentencePieceTokenizer, name: str) -> ReleaseLayout:
+    def write(directory: Path, state: dict[str, Tensor], config: Any, options: WriteOptions) -> Path:
+        own.write(directory, name, state, config, list(tokenizer.tokens), options.dtype, options.shard_bytes)
+        run_tokenizer.copy_files(tokenizer, directory)
+        return directory
+
+    return ReleaseLayout("", write, OWN_USAGE)
+
+
+def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
+    """Every layout that can express the run's model and vocabulary, by name, the main directory first."""
+    name, tokenizer = recipe.model_name(settings), getattr(settings.objective, "tokenizer", None)
+    if tokenizer is None:
+        return dict(LAYOUTS[name].RELEASES)
+    return {"rnafoundry": _own_writer(SentencePieceTokenizer.load(tokenizer), name)}
+
+
+def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> dict[str, ReleaseLayout]:
+    """The layouts to write. Raises PretrainError for one that the model or its vocabulary has not."""
+    possible = release_layouts(settings)
     for layout in wanted or ():
         if layout not in possible:
-            raise PretrainError(f"the {layout} layout {why}; choose --layout {' or '.join(possible)}, or leave it out")
-    return wanted or possible
+            kind = "single nucleotides" if getattr(settings.objective, "tokenizer", None) is None else "pieces"
+            raise PretrainError(
+                f"there is no {layout} layout for a {recipe.model_name(settings)} model whose tokens are {kind}; "
+                f"choose --layout {' or '.join(possible)}, or leave it out"
+            )
+    return {name: layout for name, layout in possible.items() if not wanted or name in wanted}
 
 
 def _write_and_check(
     layout: str,
+    writer: ReleaseLayout,
     directory: Path,
     state: dict[str, Tensor],
     settings: Recipe,
@@ -130,27 +156,18 @@ def _write_and_check(
     options: Options,
 ) -> Checked:
     name, dtype = recipe.model_name(settings), DTYPES[options.dtype]
-    config = _unpadded_config(settings)
-    if layout == "multimolecule":
-        path = directory
-        LAYOUTS[name].write_multimolecule(
-            path, state, config, tokens=options.vocabulary, dtype=dtype, shard_bytes=options.shard_bytes
-        )
-    elif layout == "rnafoundry":
-        path, tokenizer = directory, SentencePieceTokenizer.load(settings.objective.tokenizer)
-        own.write(path, name, state, config, list(tokenizer.tokens), dtype, options.shard_bytes)
-        run_tokenizer.copy_files(tokenizer, path)
-    else:
-        path = directory / "original" / f"{name}_{settings.run.name}.pt"
-        path.parent.mkdir()
-        torch.save({key: value.to(dtype) for key, value in LAYOUTS[name].to_original(state, config).items()}, path)
+    config, place = _unpadded_config(settings), directory / writer.folder
+    place.mkdir(exist_ok=True)
+    stem = f"{name}_{settings.run.name}"
+    path = writer.write(place, state, config, WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary))
     read_name, read_config, read_state = read_checkpoint(path, config.heads)
     if read_name != name:
         raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
     before = _logits(_model(name, config, rounded), settings, letters)
     after = _logits(_model(name, read_config, read_state), settings, letters)
-    difference = float((before - after).abs().max())
+    ours, theirs = _compared(settings, config, read_config)
+    difference = float((before[..., ours] - after[..., theirs]).abs().max())
     if not difference <= TOLERANCE:
         raise PretrainError(
             f"the release was not published: read back from the {layout} layout, the model's outputs differ by "
@@ -159,8 +176,25 @@ def _write_and_check(
     return Checked(layout, path, difference, len(letters))
 
 
+def _compared(settings: Recipe, ours: Any, theirs: Any) -> tuple[list[int], list[int]]:
+    """Output columns to compare, in the trained model and in the one read back: tokens that training has seen.
+
+    A layout may leave out tokens (RNAErnie's types) and must fill rows that were never trained with something.
+    """
+    if getattr(settings.objective, "tokenizer", None) is not None:
+        return list(range(ours.vocab)), list(range(ours.vocab))
+    alphabet = _objective(settings).alphabet
+    seen = {*itertools.compress(alphabet.tokens, made_of(alphabet)), alphabet.unk, alphabet.mask}
+    tokens = LAYOUTS[recipe.model_name(settings)].tokens
+    place = {token: i for i, token in enumerate(tokens(theirs))}
+    pairs = [(i, place[token]) for i, token in enumerate(tokens(ours)) if token in seen and token in place]
+    return [i for i, _ in pairs], [i for _, i in pairs]
+
+
 def _unpadded_config(settings: Recipe) -> Any:
-    return dataclasses.replace(settings.model, ffn_pad_to=1, kernel="auto", checkpointing=False)
+    published = {"ffn_pad_to": 1, "kernel": "auto", "checkpointing": False}
+    has = {field.name for field in dataclasses.fields(settings.model)}
+    return dataclasses.replace(settings.model, **{key: value for key, value in published.items() if key in has})
 
 
 def _model(name: str, config: Any, state: dict[str, Tensor]) -> nn.Module:
@@ -174,11 +208,15 @@ def _model(name: str, config: Any, state: dict[str, Tensor]) -> nn.Module:
 @torch.no_grad()
 def _logits(model: nn.Module, settings: Recipe, letters: list[npt.NDArray[np.uint8]]) -> Tensor:
     """[M, V] on masked rows of these sequences: masks, crops, special tokens and ordinary letters all take part."""
-    _, objective_class = OBJECTIVES[settings.objective.name]
-    objective = objective_class(settings.objective)
+    objective = _objective(settings)
     keys = randomness.keys(randomness.key("release"), np.arange(len(letters)))
     result: Tensor = objective.logits(model, objective.collate(letters, keys))
     return result
+
+
+def _objective(settings: Recipe) -> Any:
+    _, objective_class = OBJECTIVES[settings.objective.name]
+    return objective_class(settings.objective)
 
 
 def _sequences(settings: Recipe, fasta: Path | None, most: int = 16) -> list[npt.NDArray[np.uint8]]:

@@ -31,9 +31,9 @@ def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, An
         if model_type == own.MODEL_TYPE:
             return own.read(path, {name: classes[0] for name, classes in MODELS.items()})
         for name, layout in LAYOUTS.items():
-            if model_type == layout.MODEL_TYPE:
-                return name, *layout.from_multimolecule(path)
-        known = ", ".join(layout.MODEL_TYPE for layout in LAYOUTS.values())
+            if model_type in layout.MODEL_TYPES:
+                return name, *layout.from_directory(path)
+        known = ", ".join(known for layout in LAYOUTS.values() for known in layout.MODEL_TYPES)
         raise ModelError(
             f"{path / 'config.json'}: model_type is {model_type!r}; the types that can be read are {known}"
         )

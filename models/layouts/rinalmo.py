@@ -25,10 +25,11 @@ from models.layouts.multimolecule import (
     vocabulary,
 )
 from models.layouts.reading import read_directory
-from models.layouts.rinalmo_config import MODEL_TYPE as MODEL_TYPE
-from models.layouts.rinalmo_config import read_config, write_config
+from models.layouts.releasing import TRANSFORMERS_USAGE, ReleaseLayout, WriteOptions
+from models.layouts.rinalmo_config import MODEL_TYPE, read_config, write_config
 from models.rinalmo import RiNALMo, RiNALMoConfig, strip_padding
 
+MODEL_TYPES = (MODEL_TYPE,)
 TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *"ACGTIRYKMSWBDHVN-")  # ids 0 to 21 (spec 2.1)
 HEADS = 20  # of every published size; the flash layout does not record it
 PREFIXES = ("model.", "rinalmo.", "")  # of encoder names in MultiMolecule: 0.2.2, up to 0.0.8, a bare encoder
@@ -93,6 +94,11 @@ def rows(layers: int) -> list[Row]:
         return Row(ours, original, theirs, non_flash)
 
     return [*OUTER_ROWS, *(at(row, i) for i in range(layers) for row in BLOCK_ROWS)]
+
+
+def tokens(config: RiNALMoConfig) -> tuple[str, ...]:
+    """The tokens in the order of their ids."""
+    return TOKENS
 
 
 def to_original(state: dict[str, Tensor], config: RiNALMoConfig) -> dict[str, Tensor]:
@@ -172,23 +178,32 @@ def to_multimolecule(
 
 
 def write_multimolecule(
-    directory: Path | str,
-    state: dict[str, Tensor],
-    config: RiNALMoConfig,
-    *,
-    seed: int = 0,
-    tokens: int = 28,
-    dtype: torch.dtype = torch.float32,
-    shard_bytes: int | None = None,
-) -> None:
+    directory: Path, state: dict[str, Tensor], config: RiNALMoConfig, options: WriteOptions, *, seed: int = 0
+) -> Path:
     """Write config.json, model.safetensors, tokenizer_config.json and vocab.txt; the model card is the release's."""
-    content, tensors, theirs = to_multimolecule(state, config, seed, tokens)
-    content["dtype"] = str(dtype).removeprefix("torch.")
-    tensors = {name: x.to(dtype) for name, x in tensors.items()}
-    huggingface.write_directory(Path(directory), content, tensors, tokenizer_config(), theirs, shard_bytes)
+    content, tensors, theirs = to_multimolecule(state, config, seed, options.vocabulary)
+    content["dtype"] = str(options.dtype).removeprefix("torch.")
+    tensors = {name: x.to(options.dtype) for name, x in tensors.items()}
+    huggingface.write_directory(directory, content, tensors, tokenizer_config(), theirs, options.shard_bytes)
+    return directory
 
 
-def from_multimolecule(directory: Path | str) -> tuple[RiNALMoConfig, dict[str, Tensor]]:
+def write_original(directory: Path, state: dict[str, Tensor], config: RiNALMoConfig, options: WriteOptions) -> Path:
+    """Write the authors' file NAME.pt."""
+    path = directory / f"{options.name}.pt"
+    torch.save({name: x.to(options.dtype) for name, x in to_original(state, config).items()}, path)
+    return path
+
+
+RELEASES = {
+    "multimolecule": ReleaseLayout("", write_multimolecule, TRANSFORMERS_USAGE, library="multimolecule"),
+    "original": ReleaseLayout(
+        "original", write_original, "`original/` holds the same weights as a file for the authors' repository.\n"
+    ),
+}
+
+
+def from_directory(directory: Path | str) -> tuple[RiNALMoConfig, dict[str, Tensor]]:
     """A MultiMolecule directory of any version -> (configuration, our state on the 22 original tokens).
 
     Raises ModelError naming file and key if the model type is another, a tensor is missing, unknown or of another

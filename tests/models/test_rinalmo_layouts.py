@@ -13,6 +13,7 @@ from models.errors import ModelError
 from models.layouts import rinalmo as layout
 from models.layouts.detect import read_checkpoint
 from models.layouts.multimolecule import VOCABULARIES, row_of_token
+from models.layouts.releasing import WriteOptions
 from models.layouts.rinalmo_config import read_config, write_config
 from models.rinalmo import RiNALMo, RiNALMoConfig, add_padding
 
@@ -35,7 +36,7 @@ def model(small):
 
 @pytest.fixture
 def exported(model, tmp_path):
-    layout.write_multimolecule(tmp_path / "mm", model.state_dict(), model.config)
+    layout.write_multimolecule(tmp_path / "mm", model.state_dict(), model.config, WriteOptions("model"))
     return tmp_path / "mm"
 
 
@@ -107,9 +108,9 @@ def test_every_original_form_is_read(model, form):
 
 @pytest.mark.parametrize("tokens", [26, 28])
 def test_multimolecule_round_trip_is_bit_exact(model, tmp_path, tokens):
-    layout.write_multimolecule(tmp_path, model.state_dict(), model.config, tokens=tokens)
+    layout.write_multimolecule(tmp_path, model.state_dict(), model.config, WriteOptions("model", vocabulary=tokens))
     assert (tmp_path / "vocab.txt").read_text().split() == list(VOCABULARIES[tokens])
-    config, back = layout.from_multimolecule(tmp_path)
+    config, back = layout.from_directory(tmp_path)
     assert config == model.config
     assert same(back, model.state_dict())
     name, config, state = read_checkpoint(tmp_path)
@@ -145,7 +146,7 @@ def test_published_sizes_and_any_inner_width_survive_the_configuration(tmp_path)
 
 
 def test_export_writes_the_same_bytes_twice(model, exported, tmp_path):
-    layout.write_multimolecule(tmp_path / "again", model.state_dict(), model.config)
+    layout.write_multimolecule(tmp_path / "again", model.state_dict(), model.config, WriteOptions("model"))
     files = sorted(path.name for path in exported.iterdir())
     assert files == ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
     assert all((exported / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
@@ -157,31 +158,31 @@ def test_older_key_prefixes(model, exported, prefix):
     renamed = {name.replace("model.", prefix, 1) if name[0] == "m" else name: x for name, x in tensors.items()}
     renamed[prefix + "pooler.dense.weight"] = torch.zeros(80, 80)
     save_file(renamed, exported / "model.safetensors", {"format": "pt"})
-    assert same(layout.from_multimolecule(exported)[1], model.state_dict())
+    assert same(layout.from_directory(exported)[1], model.state_dict())
 
 
 def test_decoder_bias_is_never_read(model, exported):
     tensors = load_file(exported / "model.safetensors")
     tensors["lm_head.decoder.bias"] = torch.full((28,), 1e30)
     save_file(tensors, exported / "model.safetensors", {"format": "pt"})
-    assert same(layout.from_multimolecule(exported)[1], model.state_dict())
+    assert same(layout.from_directory(exported)[1], model.state_dict())
     del tensors["lm_head.bias"]
     save_file(tensors, exported / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"no tensor lm_head\.bias"):
-        layout.from_multimolecule(exported)
+        layout.from_directory(exported)
 
 
 def test_sharded_bf16_and_torch_directories(model, tmp_path):
     state, config = model.state_dict(), model.config
-    layout.write_multimolecule(tmp_path / "s", state, config, shard_bytes=400_000)
+    layout.write_multimolecule(tmp_path / "s", state, config, WriteOptions("model", shard_bytes=400_000))
     assert len(list((tmp_path / "s").glob("model-*.safetensors"))) > 2
-    assert same(layout.from_multimolecule(tmp_path / "s")[1], state)
-    layout.write_multimolecule(tmp_path / "b", state, config, dtype=torch.bfloat16)
+    assert same(layout.from_directory(tmp_path / "s")[1], state)
+    layout.write_multimolecule(tmp_path / "b", state, config, WriteOptions("model", dtype=torch.bfloat16))
     rounded = {name: x.bfloat16().float() for name, x in state.items()}
-    assert same(layout.from_multimolecule(tmp_path / "b")[1], rounded)
+    assert same(layout.from_directory(tmp_path / "b")[1], rounded)
     torch.save(load_file(tmp_path / "b" / "model.safetensors"), tmp_path / "b" / "pytorch_model.bin")
     (tmp_path / "b" / "model.safetensors").unlink()
-    assert same(layout.from_multimolecule(tmp_path / "b")[1], rounded)
+    assert same(layout.from_directory(tmp_path / "b")[1], rounded)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
@@ -290,7 +291,9 @@ def test_multimolecule_directories_with_wrong_contents_are_refused(exported, tmp
 
 
 def test_an_index_cannot_point_outside_its_directory(model, tmp_path):
-    layout.write_multimolecule(tmp_path / "s", model.state_dict(), model.config, shard_bytes=400_000)
+    layout.write_multimolecule(
+        tmp_path / "s", model.state_dict(), model.config, WriteOptions("model", shard_bytes=400_000)
+    )
     index = tmp_path / "s" / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"]["lm_head.bias"] = "../secret.safetensors"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.layouts import rinalmo as layout
+from models.layouts.releasing import WriteOptions
 from models.rinalmo import RiNALMo, RiNALMoConfig
 
 multimolecule = pytest.importorskip("multimolecule", reason="multimolecule is not installed (pip install .[test])")
@@ -34,7 +35,7 @@ def our_rows(theirs_ids, size):
 def exported(small, tmp_path):
     def export(**options):
         model = small()
-        layout.write_multimolecule(tmp_path / "mm", model.state_dict(), model.config, **options)
+        layout.write_multimolecule(tmp_path / "mm", model.state_dict(), model.config, WriteOptions("model", **options))
         return model, tmp_path / "mm"
 
     return export
@@ -42,7 +43,7 @@ def exported(small, tmp_path):
 
 @pytest.mark.parametrize("tokens", [28, 26])
 def test_same_logits_and_representations(exported, pack, tokens):
-    model, directory = exported(tokens=tokens)
+    model, directory = exported(vocabulary=tokens)
     theirs = load(directory)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     assert len(tokenizer) == tokens
@@ -70,7 +71,7 @@ def test_same_logits_and_representations(exported, pack, tokens):
 def test_fill_mask_returns_real_tokens_only(tmp_path):
     torch.manual_seed(0)
     model = RiNALMo(RiNALMoConfig(layers=2, width=80, heads=4, ffn=213))
-    layout.write_multimolecule(tmp_path, model.state_dict(), model.config)
+    layout.write_multimolecule(tmp_path, model.state_dict(), model.config, WriteOptions("model"))
     fill = transformers.pipeline("fill-mask", model=str(tmp_path))
     found = fill("ACGU<mask>GCAU", top_k=22)
     assert len(found) == 22
@@ -105,7 +106,7 @@ def test_directories_written_by_multimolecule_are_read(tmp_path, pack, how):
         theirs.bfloat16()
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if how == "sharded" else "5GB")
     multimolecule.RnaTokenizer().save_pretrained(tmp_path)
-    ours_config, state = layout.from_multimolecule(tmp_path)
+    ours_config, state = layout.from_directory(tmp_path)
     ours = RiNALMo(ours_config).eval()
     ours.load_state_dict(state)
     encoded = multimolecule.RnaTokenizer()(SEQUENCES[:4], return_tensors="pt", padding=True)
@@ -120,7 +121,7 @@ def test_exported_parameter_count_of_the_specification(tmp_path):
     """specs/rinalmo 11.1, last column: with LM head and 28 tokens."""
     counts = {"giga": 650_917_159, "mega": 148_064_658, "micro": 33_496_840, "nano": 7_512_670}
     model = RiNALMo(RiNALMoConfig.named("nano"))
-    layout.write_multimolecule(tmp_path, model.state_dict(), model.config)
+    layout.write_multimolecule(tmp_path, model.state_dict(), model.config, WriteOptions("model"))
     written = sum(p.numel() for name, p in load(tmp_path).named_parameters() if name != "lm_head.decoder.bias")
     assert written == counts["nano"]
     for size, count in counts.items():

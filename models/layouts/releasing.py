@@ -1,0 +1,60 @@
+"""What a layout file tells the rest of the system, so that a new model needs no change elsewhere.
+
+A layout file has
+
+    MODEL_TYPES                              values of `model_type` in the config.json that `from_directory` reads
+    HEADS                                    attention heads where a file does not say (published files)
+    tokens(configuration)                    the tokens in the order of the ids that the model has
+    from_directory(path)                     -> (configuration, state) of such a directory
+    recognises_original(names)               whether tensors of these names are a file of the authors
+    from_original(state, heads, source)      -> (configuration, state) of such a file
+    RELEASES                                 name -> `ReleaseLayout`: the parts of a release, the main directory first
+
+States are dictionaries of fp32 tensors under our names, in the shapes that are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a release is written; every layout uses what applies to it."""
+
+    name: str  # of single files: NAME.pt
+    dtype: torch.dtype = torch.float32
+    shard_bytes: int | None = None  # largest file of a directory; None: one file
+    vocabulary: int = 28  # tokens of MultiMolecule's alphabet: 28 since 0.2.0, 26 before
+
+
+@dataclass(frozen=True)
+class ReleaseLayout:
+    """One form in which weights are released.
+
+    ``folder`` inside the release; "" is the release directory itself. ``write(directory, state, config, options)``
+    writes into the existing directory and returns the path that `detect.read_checkpoint` reads back. ``usage`` is
+    Markdown for the model card: how others load it, with PATH_OR_ID for the place. ``library``: the hub's name of the
+    library that loads it, for the card.
+    """
+
+    folder: str
+    write: Callable[[Path, dict[str, Tensor], Any, WriteOptions], Path]
+    usage: str
+    library: str | None = None
+
+
+TRANSFORMERS_USAGE = """```python
+import multimolecule  # registers the model with transformers
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
+```
+"""
