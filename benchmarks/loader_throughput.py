@@ -95,7 +95,7 @@ def our_letters(folder: Path) -> Run:
 def our_batches(folder: Path) -> Run:
     corpus, objective = Corpus.open(folder / "corpus"), MLM(MLMConfig(max_tokens=LONGEST + 2))
     order = Order(corpus.block_counts, SEED, 512)
-    planner = StepPlanner(corpus, order, objective.collate, objective.token_lengths, 16384)
+    planner = StepPlanner(corpus, order, objective, 16384)
     return (int(b.lengths.sum()) for step in prefetched(planner, 0, 10**9) for b in step.micro_batches)
 
 

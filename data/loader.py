@@ -1,34 +1,66 @@
 """The micro-batches of one rank, step after step, prepared ahead by one thread.
 
-A step goes through four pure stages: which samples (`order`), where each goes (`layout`), their letters (`index`, a
-memory map), their corruption (`collate`, given by the objective). A thread does this a few steps ahead: numpy releases
-the interpreter lock where it matters, and a thread shares memory, where worker processes would copy every batch.
-There is nothing to save: a loader started at step s yields exactly what any other loader yields from step s on.
+A step goes through four pure stages: which samples (`order`), where each goes (`layout`), their content (`index`, a
+memory map), their corruption (`collate`). What content is read, what a sample costs and how it is corrupted is the
+objective's. A thread does this a few steps ahead: numpy releases the interpreter lock where it matters, and a thread
+shares memory, where worker processes would copy every batch. There is nothing to save: a loader started at step s
+yields exactly what any other loader yields from step s on.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from data import layout
+from data import layout, randomness
 from data.order import sample_keys
 
-Collate = Callable[[list[npt.NDArray[np.uint8]], npt.NDArray[np.uint64]], Any]
+I64 = npt.NDArray[np.int64]
 
 
-class Sequences(Protocol):
-    """What the loader needs of a corpus; `data.index.Corpus` and `data.mixture.Mixture` are such."""
+@dataclass(frozen=True)
+class Moment:
+    """When a micro-batch is trained on, for objectives that change in time or choose once for a whole step.
+
+    The same on every rank and in every micro-batch of a step.
+    """
+
+    step: int  # of the run
+    fraction: float  # of the stage's steps that are done, 0 at its first
+    key: int  # of the step
+
+    @classmethod
+    def last(cls) -> Moment:
+        """For validation: as at the end of a run, and always the same."""
+        return cls(step=0, fraction=1.0, key=randomness.key("validation"))
+
+
+class Objective(Protocol):
+    """What the loader asks of an objective (pretrain/objectives)."""
+
+    def read(self, corpus: Any, ids: I64) -> Any:
+        """The samples' content, a list."""
+        ...
+
+    def costs(self, corpus: Any, ids: I64) -> I64:
+        """[n] tokens (or what else its micro-batches are limited by) that each sample is planned with."""
+        ...
+
+    def collate(self, samples: Any, keys: npt.NDArray[np.uint64], moment: Moment) -> Any:
+        """A micro-batch from samples and one key each; empty lists are possible."""
+        ...
+
+
+class Lengths(Protocol):
+    """What the loader itself needs of a corpus; `data.index.Corpus` and `data.mixture.Mixture` are such."""
 
     lengths: Any  # lengths[ids] gives nucleotides per sample
-
-    def letters(self, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]: ...
 
 
 class Steps(Protocol):
@@ -55,33 +87,39 @@ class Step:
 
 @dataclass
 class StepPlanner:
-    """Computes any step of a run for one rank.
+    """Computes any step of a run, or of one stage of it, for one rank.
 
-    token_lengths maps [n] nucleotides to [n] tokens a sample is planned with, after cropping; collate turns letters and
-    keys into a micro-batch, and must accept an empty list.
+    budget: what the costs of a micro-batch may add up to. first: the number of the stage's first step, at which the
+    order begins; steps: how many steps the stage has.
     """
 
-    corpus: Sequences
+    corpus: Lengths
     order: Steps
-    collate: Collate
-    token_lengths: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
-    tokens_per_micro_batch: int
+    objective: Objective
+    budget: int
     rank: int = 0
     ranks: int = 1
+    first: int = 0
+    steps: int = 1
 
     def step(self, number: int) -> Step:
-        epochs, ids = self.order.step(number)
+        local = number - self.first
+        epochs, ids = self.order.step(local)
         nucleotides = self.corpus.lengths[ids].astype(np.int64)
-        tokens = self.token_lengths(nucleotides)
+        costs = self.objective.costs(self.corpus, ids)
         keys = sample_keys(self.order.seed, epochs, ids)
-        mine = layout.plan_step(tokens, self.ranks, self.tokens_per_micro_batch)[self.rank]
+        moment = Moment(number, local / max(self.steps, 1), randomness.key(self.order.seed, "step", local))
+        mine = layout.plan_step(costs, self.ranks, self.budget)[self.rank]
         return Step(
             number=number,
-            micro_batches=[self.collate(self.corpus.letters(ids[chosen]), keys[chosen]) for chosen in mine],
-            epoch=self.order.epochs_before(number + 1),
+            micro_batches=[
+                self.objective.collate(self.objective.read(self.corpus, ids[chosen]), keys[chosen], moment)
+                for chosen in mine
+            ],
+            epoch=self.order.epochs_before(local + 1),
             sequences=len(ids),
-            tokens=int(tokens.sum()),
-            nucleotides=int(np.minimum(nucleotides, tokens).sum()),
+            tokens=int(costs.sum()),
+            nucleotides=int(np.minimum(nucleotides, costs).sum()),
         )
 
 

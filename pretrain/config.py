@@ -71,11 +71,12 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Linear warm-up from warmup_start to the peak, then `name`. Values are learning rates and optimizer steps."""
 
-    name: str = "cosine"  # cosine (down to `minimum`, which then stays) or constant
+    name: str = "cosine"  # cosine or linear (after the warm-up), trapezoid (linear, at the end), or constant
     warmup_steps: int = 0
     warmup_start: float = 0.0
-    minimum: float = 0.0
-    decay_steps: int | None = None  # length of the cosine after the warm-up; the rest of the budget unless given
+    minimum: float = 0.0  # where the decay ends and the learning rate then stays
+    decay_steps: int | None = None  # length of the decay; the whole budget after the warm-up unless given
+    decay_epochs: float | None = None  # the same in passes over the training split
 
 
 @dataclass
@@ -133,4 +134,5 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    stages: dict[str, Any] = field(default_factory=dict)  # in this order; see pretrain/stages.py
     init_from: str | None = None  # start from released weights: a checkpoint of ours, a directory, a file or a hub id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from pretrain.config import DataConfig, MixtureSource, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
-from pretrain.objectives.mlm import MLM
 from pretrain.validation import Validation
 
 
@@ -41,30 +41,33 @@ class Opened:
 
     places: list[Place]
     mixture: Mixture
-    objective: MLM
+    objective: Any
     planner: StepPlanner
-    total_steps: int
     validations: dict[str, Validation] = field(default_factory=dict)  # by corpus name
 
     @property
     def mixed(self) -> bool:
         return len(self.places) > 1
 
+    @property
+    def steps(self) -> int:
+        """Of the budget."""
+        return self.planner.steps
+
+    def steps_in(self, epochs: float) -> int:
+        """Whole steps that cover so many passes over the first corpus."""
+        return math.ceil(epochs * self.mixture.orders[0].samples_per_epoch / self.mixture.global_batch)
+
     def follow(self, first: int) -> None:
-        """Let staging bring the shards that the next steps need, in their order."""
+        """Let staging bring the shards that the steps from ``first`` on need, in their order."""
         for number, place in enumerate(self.places):
             if place.staged is not None:
-                place.staged.follow(_Ahead(self, number), first, self.total_steps)
+                place.staged.follow(_Ahead(self, number), first, self.planner.first + self.planner.steps)
 
     def reached(self, step: int) -> None:
         for place in self.places:
             if place.staged is not None:
                 place.staged.reached(step)
-
-    def close(self) -> None:
-        for place in self.places:
-            if place.staged is not None:
-                place.staged.close()
 
 
 class _Ahead:
@@ -74,16 +77,26 @@ class _Ahead:
         mixture = opened.mixture
         corpora = dict(zip(mixture.names, mixture.corpora, strict=True))
         self.order = Mixture(corpora, mixture.weights, mixture.seed, mixture.global_batch).orders[number]
+        self.first = opened.planner.first
 
     def __call__(self, step: int) -> npt.NDArray[np.int64]:
-        return self.order.step(step)[1]
+        return self.order.step(step - self.first)[1]
 
 
-def places_of(data: DataConfig) -> list[Place]:
-    """Where each corpus of the recipe lies; stages it first where `data.cache` or a url asks for that."""
-    places = []
+Stagings = dict[tuple[str, str | None], Staged | None]  # (corpus, cache) -> how it is staged, for several stages
+
+
+def places_of(data: DataConfig, known: Stagings | None = None) -> list[Place]:
+    """Where each corpus of the recipe lies; stages it first where `data.cache` or a url asks for that.
+
+    What ``known`` holds already is not staged again.
+    """
+    places, known = [], {} if known is None else known
     for source in sources_of(data):
-        staged = stage(source.corpus, data.cache, data.cache_gigabytes, data.allow_pipe)
+        key = (source.corpus, data.cache)
+        if key not in known:
+            known[key] = stage(source.corpus, data.cache, data.cache_gigabytes, data.allow_pipe)
+        staged = known[key]
         location = staged.path if staged else Path(source.corpus)
         name = source.name or Path(source.corpus.rstrip("/")).name
         places.append(Place(name, source.weight, location, staged))
@@ -99,9 +112,14 @@ def sources_of(data: DataConfig) -> list[MixtureSource]:
     return data.mixture or [MixtureSource(corpus=str(data.corpus))]
 
 
-def open_data(settings: Recipe, world: World) -> Opened:
-    """Raises DataError or PretrainError when a corpus is not intact, or cannot serve this recipe on so many ranks."""
-    places, n = places_of(settings.data), settings.batch.sequences
+def open_data(
+    settings: Recipe, world: World, seed: int | None = None, first: int = 0, known: Stagings | None = None
+) -> Opened:
+    """The data of a run, or of a stage of it whose order has ``seed`` and begins at step ``first``.
+
+    Raises DataError or PretrainError when a corpus is not intact, or cannot serve this recipe on so many ranks.
+    """
+    places, n = places_of(settings.data, known), settings.batch.sequences
     _, objective_class = OBJECTIVES[settings.objective.name]
     objective = objective_class(settings.objective)
     if len(objective.alphabet) != settings.model.vocab:
@@ -116,13 +134,14 @@ def open_data(settings: Recipe, world: World) -> Opened:
             f"{n} ranks or raise batch.sequences"
         )
     weights = [place.weight for place in places]
-    mixture = Mixture({place.name: place.open("train") for place in places}, weights, settings.run.seed, n)
+    seed = settings.run.seed if seed is None else seed
+    mixture = Mixture({place.name: place.open("train") for place in places}, weights, seed, n)
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
-    planner = StepPlanner(mixture, mixture, objective.collate, objective.token_lengths, limit, world.rank, world.ranks)
     if budget.epochs is not None and len(places) > 1:
         raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
-    total = budget.steps or math.ceil(budget.epochs * mixture.orders[0].samples_per_epoch / n)
-    opened = Opened(places, mixture, objective, planner, total)
+    planner = StepPlanner(mixture, mixture, objective, limit, world.rank, world.ranks, first)
+    opened = Opened(places, mixture, objective, planner)
+    planner.steps = budget.steps or opened.steps_in(budget.epochs or 0.0)
     if settings.validation.sequences > 0:
         opened.validations = {
             place.name: Validation(_held_out(place), objective, settings.validation.sequences, limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from models import MODELS
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
+from pretrain.schedule import NAMES
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,6 +32,18 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def resolve(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Recipe:
     """A complete recipe from (origin, mapping) layers, later ones winning."""
+    recipe = _merged(layers, default_name)
+    if recipe.stages:
+        for _, stage in stage_recipes(recipe):
+            check(stage)
+        if recipe.budget.steps is not None or recipe.budget.epochs is not None:
+            raise PretrainError("with stages every stage has its own budget; leave budget.steps and budget.epochs out")
+    else:
+        check(recipe)
+    return recipe
+
+
+def _merged(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Recipe:
     schema = Recipe()
     schema.run.name = default_name
     # `model` and `objective` have a schema of their own, known once their name is.
@@ -42,8 +55,39 @@ def resolve(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Reci
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         where = " and ".join(origin for origin, _ in layers)
         raise PretrainError(f"{where}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    check(recipe)
     return recipe
+
+
+STAGE_SECTIONS = ("data", "objective", "batch", "budget", "schedule", "optimizer")
+
+
+def stage_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """(name, the recipe as it holds in that stage) of every stage; one without name where there are none.
+
+    Raises PretrainError or DataError if a stage has another section than STAGE_SECTIONS, or a key that is not one.
+    """
+    if not recipe.stages:
+        return [("", recipe)]
+    base = to_dict(dataclasses.replace(recipe, stages={}))
+    found = []
+    for name, own in recipe.stages.items():
+        if not isinstance(own, Mapping):
+            raise PretrainError(f"stages.{name} must be sections with keys of this stage, not {own!r}")
+        for section in own:
+            if section not in STAGE_SECTIONS:
+                raise PretrainError(
+                    f"stages.{name}.{section}: a stage has {', '.join(STAGE_SECTIONS)} of its own; everything else "
+                    "holds for the whole run"
+                )
+        for key in own.get("optimizer") or {}:
+            if key != "learning_rate":
+                raise PretrainError(f"stages.{name}.optimizer.{key}: a stage may only set optimizer.learning_rate")
+        layer = dict(own)
+        if "data" in own:  # a stage's corpus takes the place of a mixture and the other way round
+            layer["data"] = {"corpus": None, "mixture": [], **own["data"]}
+        layers = [("the recipe", OmegaConf.create(base)), (f"stages.{name}", OmegaConf.create(layer))]
+        found.append((str(name), _merged(layers, recipe.run.name)))
+    return found
 
 
 def _without(layer: DictConfig, *sections: str) -> DictConfig:
@@ -134,6 +178,7 @@ def check(recipe: Recipe) -> None:
         "compute.peak_tflops": recipe.compute.peak_tflops,
         "optimizer.learning_rate": recipe.optimizer.learning_rate,
         "schedule.decay_steps": recipe.schedule.decay_steps,
+        "schedule.decay_epochs": recipe.schedule.decay_epochs,
         "checkpoint.permanent_every_steps": recipe.checkpoint.permanent_every_steps,
     }
     not_negative = {
@@ -157,7 +202,7 @@ def check(recipe: Recipe) -> None:
     if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         refuse("optimizer.betas", recipe.optimizer.betas, "two numbers in [0, 1)")
     choices = {
-        "schedule.name": (recipe.schedule.name, ("cosine", "constant")),
+        "schedule.name": (recipe.schedule.name, NAMES),
         "compute.precision": (recipe.compute.precision, ("fp32", "bf16", "bf16_autocast")),
         "deepspeed.zero_stage": (recipe.deepspeed.zero_stage, (0, 1, 2, 3)),
         "tracking.wandb": (recipe.tracking.wandb, ("disabled", "offline", "online")),
@@ -165,6 +210,8 @@ def check(recipe: Recipe) -> None:
     for key, (found, allowed) in choices.items():
         if found not in allowed:
             refuse(key, found, "one of " + ", ".join(map(str, allowed)))
+    if recipe.schedule.decay_steps is not None and recipe.schedule.decay_epochs is not None:
+        raise PretrainError("give one of schedule.decay_steps and schedule.decay_epochs, not both")
     if recipe.compute.precision == "bf16" and recipe.deepspeed.zero_stage == 0:
         raise PretrainError(
             "compute.precision=bf16 with deepspeed.zero_stage=0 is refused: there DeepSpeed applies an optimizer step "
@@ -174,6 +221,12 @@ def check(recipe: Recipe) -> None:
         raise PretrainError(
             f"batch.tokens_per_micro_batch = {recipe.batch.tokens_per_micro_batch} cannot hold one sequence of "
             f"objective.max_tokens = {recipe.objective.max_tokens}; raise the first or lower the second"
+        )
+    most = getattr(recipe.model, "max_tokens", None)
+    if most is not None and recipe.objective.max_tokens > most:
+        raise PretrainError(
+            f"objective.max_tokens = {recipe.objective.max_tokens}, but the model has positions for {most} tokens only"
+            "; lower the first"
         )
     if recipe.run.name != Path(recipe.run.name).name or recipe.run.name in ("", ".", ".."):
         refuse("run.name", recipe.run.name, "a plain directory name; the parent goes into run.directory")

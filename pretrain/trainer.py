@@ -12,7 +12,7 @@ import torch
 
 from data import randomness
 from data.loader import Step, prefetched
-from pretrain import checkpoint, initialise, recipe, run_tokenizer
+from pretrain import checkpoint, initialise, recipe, run_tokenizer, stages
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
 from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
@@ -20,11 +20,10 @@ from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, padded_tokens, peak_flops
 from pretrain.meter import Meter
-from pretrain.opening import open_data
 from pretrain.references import reference_losses
 from pretrain.run import RunDirectory, require_same_run
-from pretrain.schedule import learning_rate
 from pretrain.signals import RESUBMIT, StopRequest
+from pretrain.stages import Stage
 from pretrain.tracking import Tracker, forget_after, last_validation
 
 log = logging.getLogger("rnafoundry")
@@ -80,9 +79,9 @@ class Trainer:
 
     def _open(self) -> checkpoint.Checkpoint | None:
         """The data of the run, and the checkpoint to continue from if there is one."""
-        self.data = open_data(self.settings, self.world)
-        self.objective, self.total_steps = self.data.objective, self.data.total_steps
-        fingerprint = self.data.mixture.fingerprint
+        self.stages = stages.open_stages(self.settings, self.world)
+        self.total_steps, fingerprint = self.stages[-1].stop, stages.fingerprint(self.stages)
+        self._enter(self.stages[0])
         self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
         found = self.directory.to_resume(self.settings.run.resume)
         if found is not None:
@@ -91,7 +90,11 @@ class Trainer:
                 log.warning("continuing with a changed recipe: %s", change)
             self.progress = found.progress
             self.progress.fingerprint = fingerprint
+            self._enter(stages.stage_at(self.stages, self.progress.step))
         return found
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage, self.data, self.objective = stage, stage.data, stage.data.objective
 
     def _initial_model(self, found: checkpoint.Checkpoint | None) -> torch.nn.Module:
         model = initialise.build_model(self.settings)
@@ -108,10 +111,8 @@ class Trainer:
     def run(self) -> int:
         """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
         world, progress = self.world, self.progress
-        self.data.follow(self.progress.step)
         self._introduce()
-        if self._due(self.settings.validation.every_steps):  # a kill came between saving and validating
-            self._validate()
+        self._validate_what_a_kill_prevented()
         for step, problem in self._steps():
             batches = step.micro_batches if step else []
             weight, tokens, nucleotides, stopping, failing, clock = world.sum(
@@ -140,7 +141,7 @@ class Trainer:
                 loss, counts = self.objective.loss(self.engine.module, batch)
                 self.engine.backward(loss, weight)
                 self._measure(batch, loss, counts)
-            rate = self._learning_rate(step.number)
+            rate = self.stage.learning_rate(step.number)
             result = self.engine.step(rate)
 
             progress.step = step.number + 1
@@ -156,6 +157,9 @@ class Trainer:
                 self._save()
             if self._due(self.settings.validation.every_steps):
                 self._validate()
+            if progress.step == self.stage.stop < self.total_steps:
+                self._save()
+                self._validate()
         self._save()
         if not self._validate():
             return self._stop_early()
@@ -163,27 +167,18 @@ class Trainer:
         return DONE
 
     def _steps(self) -> Iterator[tuple[Step | None, Exception | None]]:
-        """The remaining steps; a failure to read this rank's data comes as the second of the pair, once."""
-        steps = prefetched(
-            self.data.planner, self.progress.step, self.total_steps, self.settings.compute.prefetch_steps
-        )
+        """The remaining steps, stage after stage; a failure to read this rank's data comes as the second, once."""
         try:
-            for step in steps:
-                yield step, None
+            for stage in self.stages[self.stages.index(self.stage) :]:
+                if stage is not self.stage:
+                    self._enter(stage)
+                    self._introduce_stage()
+                self.data.follow(self.progress.step)
+                ahead = self.settings.compute.prefetch_steps
+                for step in prefetched(self.data.planner, self.progress.step, stage.stop, ahead):
+                    yield step, None
         except USER_ERRORS as error:
             yield None, error
-
-    def _learning_rate(self, step: int) -> float:
-        schedule, peak = self.settings.schedule, self.settings.optimizer.learning_rate
-        return learning_rate(
-            step,
-            peak=peak,
-            name=schedule.name,
-            warmup_steps=schedule.warmup_steps,
-            warmup_start=schedule.warmup_start,
-            minimum=schedule.minimum,
-            decay_steps=schedule.decay_steps or self.total_steps - schedule.warmup_steps,
-        )
 
     def _measure(self, batch: Any, loss: torch.Tensor, counts: dict[str, torch.Tensor]) -> None:
         tokens = int(batch.lengths.sum()) if batch.weight else 0
@@ -214,7 +209,8 @@ class Trainer:
             "learning_rate": rate,
             "gradient_norm": norm,
             "epoch": step.epoch,
-            **({"epochs": self.data.mixture.epochs_by_corpus(self.progress.step)} if self.data.mixed else {}),
+            **({"stage": self.stage.name} if self.stage.name else {}),
+            **({"epochs": self._epochs_by_corpus()} if self.data.mixed else {}),
             "sequences": self.progress.sequences,
             "nucleotides": self.progress.nucleotides,
             "skipped_steps": self.progress.skipped_steps,
@@ -222,6 +218,9 @@ class Trainer:
         }
         self.tracker.write("train", self.progress.step, record)
         self.console.step({"step": self.progress.step, **record})
+
+    def _epochs_by_corpus(self) -> dict[str, float]:
+        return self.data.mixture.epochs_by_corpus(self.progress.step - self.stage.start)
 
     def _count_cost(self) -> None:
         """FLOPs and seconds since they were last counted: on logging, and on saving so that a stop loses none."""
@@ -262,13 +261,18 @@ class Trainer:
             report = validation.run(self.engine, self.world, self.stop.requested)
             if report is None:
                 return False
-            reports[name] = report | ({"corpus": name} if self.data.mixed else {})
+            reports[name] = report | self._labels(name)
         self.meter.resume(paused)
         self.validated_step = self.progress.step
         for report in reports.values() if self.tracker else ():
             self.tracker.write("validation", self.progress.step, report)
             self.console.validation(self.progress.step, report)
         return True
+
+    def _labels(self, corpus: str) -> dict[str, str]:
+        """What a record is about, where a run has several corpora or stages."""
+        of_corpus = {"corpus": corpus} if self.data.mixed else {}
+        return of_corpus | ({"stage": self.stage.name} if self.stage.name else {})
 
     def _stop_early(self) -> int:
         self._save()
@@ -277,30 +281,48 @@ class Trainer:
         self._close()
         return RESUBMIT
 
+    def _validate_what_a_kill_prevented(self) -> None:
+        """A kill may have come between saving and validating; at the end of a stage the validation is that stage's."""
+        ended = [stage for stage in self.stages if stage.stop == self.progress.step < self.total_steps]
+        if ended or self._due(self.settings.validation.every_steps):
+            now = self.stage
+            self._enter(ended[0] if ended else now)
+            self._validate()
+            self._enter(now)
+
     def _introduce(self) -> None:
-        """Say what is about to run, and how good trivial models are on the validation targets."""
+        """Say what is about to run."""
         self.saved_at = time.monotonic()
-        settings, world, mixture = self.settings, self.world, self.data.mixture
-        clusters = self._clusters()
+        settings, world = self.settings, self.world
+        if recipe.model_name(settings) == "rinalmo" and world.first:
+            rates = settings.objective.masked_fraction * settings.objective.mask_share
+            if abs(rates - 0.12) > 1e-9:
+                text = "masking rates are not 0.15 and 0.8, but RiNALMo's token dropout keeps its constant of 0.12"
+                log.warning(text)
         self.console.say(
             f"{settings.run.name}: {recipe.model_name(settings)} with {self.parameters:,} parameters on {world.ranks} "
             f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
-            f"{settings.deepspeed.zero_stage}); {mixture.count:,} training sequences{clusters}, "
-            f"{quantity(mixture.nucleotides)} nucleotides; {self.total_steps:,} steps of {settings.batch.sequences} "
-            f"sequences; {self.origin}"
+            f"{settings.deepspeed.zero_stage}); {self.total_steps:,} steps; {self.origin}"
         )
-        rates = settings.objective.masked_fraction * settings.objective.mask_share
-        if recipe.model_name(settings) == "rinalmo" and abs(rates - 0.12) > 1e-9 and world.first:
-            log.warning("masking rates are not 0.15 and 0.8, but RiNALMo's token dropout keeps its constant of 0.12")
-        if not settings.validation.baselines:
+        self._introduce_stage()
+
+    def _introduce_stage(self) -> None:
+        """Say what it trains on, and how good trivial models are on its validation targets."""
+        stage, mixture, world = self.stage, self.data.mixture, self.world
+        called = f"stage {stage.name}, steps {stage.start:,} to {stage.stop:,}: " if stage.name else ""
+        self.console.say(
+            f"  {called}{mixture.count:,} training sequences{self._clusters()}, {quantity(mixture.nucleotides)} "
+            f"nucleotides; {stage.settings.batch.sequences} sequences per step"
+        )
+        if not stage.settings.validation.baselines:
             return
         for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
             measure = partial(reference_losses, corpus, validation)
             references = world.together(measure if world.first else dict)
             if self.tracker is None:
                 continue
-            if self.progress.step == 0:
-                self.tracker.write("references", 0, references | ({"corpus": name} if self.data.mixed else {}))
+            if self.progress.step == stage.start:
+                self.tracker.write("references", self.progress.step, references | self._labels(name))
             for title, figures in references.items():
                 self.console.say(
                     f"  {title.replace('_', ' ')} on the validation targets{f' of {name}' * self.data.mixed}: loss "
@@ -321,7 +343,7 @@ class Trainer:
         self._close()
 
     def _close(self) -> None:
-        self.data.close()
+        stages.close(self.stages)
         self.console.close()
         if self.tracker is not None:
             self.tracker.close()

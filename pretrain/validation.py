@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data import layout, randomness
 from data.index import Corpus
+from data.loader import Moment
 from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.mlm import MLM, MaskedBatch
@@ -40,9 +41,10 @@ class Validation:
 
     def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], MaskedBatch]]:
         """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""
-        tokens = self.objective.token_lengths(self.corpus.lengths[self.ids].astype(np.int64))
-        for chosen in layout.plan_step(tokens, ranks, self.budget)[rank]:
-            yield chosen, self.objective.collate(self.corpus.letters(self.ids[chosen]), self._keys[chosen])
+        costs = self.objective.costs(self.corpus, self.ids)
+        for chosen in layout.plan_step(costs, ranks, self.budget)[rank]:
+            samples = self.objective.read(self.corpus, self.ids[chosen])
+            yield chosen, self.objective.collate(samples, self._keys[chosen], Moment.last())
 
     def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         """The report, the same on every rank; None if any rank was asked to stop meanwhile."""
@@ -69,8 +71,7 @@ class Validation:
             for chosen, batch in self.micro_batches(world.rank, world.ranks):
                 yield chosen, batch, None
         except USER_ERRORS as error:
-            nothing: list[npt.NDArray[np.uint8]] = []
-            yield self.ids[:0], self.objective.collate(nothing, self._keys[:0]), error
+            yield self.ids[:0], self.objective.collate([], self._keys[:0], Moment.last()), error
 
     def _sums(self, logits: Tensor, batch: MaskedBatch, types: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         targets = batch.targets.cpu()

@@ -38,10 +38,9 @@ CORPUS = Letters()
 def planner(rank: int = 0, ranks: int = 1, budget: int = 4096, seed: int = 3, **changes) -> StepPlanner:
     objective = MLM(MLMConfig(max_tokens=MAX_TOKENS))
     order = Order(np.array([100, 50]), seed, GLOBAL_BATCH)
-    collate = changes.get("collate", objective.collate)
-    return StepPlanner(
-        changes.get("corpus", CORPUS), order, collate, objective.token_lengths, budget, rank=rank, ranks=ranks
-    )
+    if "collate" in changes:
+        objective.collate = changes["collate"]
+    return StepPlanner(changes.get("corpus", CORPUS), order, objective, budget, rank=rank, ranks=ranks)
 
 
 def rows(batch) -> list[tuple]:
@@ -139,7 +138,7 @@ def test_a_failure_to_read_is_raised_in_the_consumer_after_the_good_steps(error)
 
 
 def test_a_failure_in_collate_is_raised_in_the_consumer():
-    def collate(letters, keys):
+    def collate(letters, keys, moment):
         raise RuntimeError("collate")
 
     with pytest.raises(RuntimeError, match="collate"):
@@ -162,7 +161,7 @@ def test_a_consumer_that_leaves_early_ends_the_thread_even_while_its_queue_is_fu
 def test_the_thread_works_only_so_many_steps_ahead():
     asked = []
 
-    def collate(letters, keys):
+    def collate(letters, keys, moment):
         asked.append(len(letters))
         return None
 

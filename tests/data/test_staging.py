@@ -16,7 +16,7 @@ import pytest
 from data.corpus import prepare
 from data.errors import DataError
 from data.index import Corpus
-from data.loader import StepPlanner, prefetched
+from data.loader import Moment, StepPlanner, prefetched
 from data.manifest import fingerprint, read_manifest, sealed
 from data.need import Need
 from data.order import Order
@@ -59,11 +59,22 @@ def order_of(corpus: Corpus) -> Order:
     return Order(corpus.block_counts, 3, BATCH)
 
 
+class _AsTheyAre:
+    """An objective whose micro-batches are the letters."""
+
+    def read(self, corpus: Corpus, ids: np.ndarray) -> list[np.ndarray]:
+        return corpus.letters(ids)
+
+    def costs(self, corpus: Corpus, ids: np.ndarray) -> np.ndarray:
+        return corpus.lengths[ids].astype(np.int64) + 2
+
+    def collate(self, samples: list[np.ndarray], keys: np.ndarray, moment: Moment) -> list[bytes]:
+        return [letters.tobytes() for letters in samples]
+
+
 def steps(corpus: Corpus, first: int = 0, stop: int = 40) -> list[list[bytes]]:
     """The letters that each step of the real loader hands to the objective."""
-    planner = StepPlanner(
-        corpus, order_of(corpus), lambda letters, keys: [x.tobytes() for x in letters], lambda n: n + 2, 10**9
-    )
+    planner = StepPlanner(corpus, order_of(corpus), _AsTheyAre(), 10**9)
     return [step.micro_batches[0] for step in prefetched(planner, first, stop)]
 
 

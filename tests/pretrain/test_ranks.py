@@ -94,7 +94,7 @@ def load(corpus: Path, *extra: str) -> recipe.Recipe:
 def planner(settings: recipe.Recipe, budget: int = LARGE) -> StepPlanner:
     corpus, objective = Corpus.open(settings.data.corpus), MLM(settings.objective)
     order = Order(corpus.block_counts, settings.run.seed, settings.batch.sequences)
-    return StepPlanner(corpus, order, objective.collate, objective.token_lengths, budget)
+    return StepPlanner(corpus, order, objective, budget)
 
 
 def plain_pytorch(settings: recipe.Recipe) -> tuple[list[float], dict[str, torch.Tensor]]:

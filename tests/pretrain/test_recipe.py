@@ -152,7 +152,7 @@ def test_data_is_one_corpus_or_a_mixture(path):
         ("model.name=bert", "model.name is 'bert', but must be one of rinalmo"),
         ("model.size=huge", "no size 'huge'; choose one of giga, mega, micro, nano"),
         ("objective.name=clm", "objective.name is 'clm', but must be one of mlm"),
-        ("schedule.name=linear", "schedule.name is 'linear', but must be one of cosine, constant"),
+        ("schedule.name=saw", "schedule.name is 'saw', but must be one of cosine, linear, trapezoid, constant"),
         ("compute.precision=fp16", "compute.precision is 'fp16', but must be one of fp32, bf16, bf16_autocast"),
         ("deepspeed.zero_stage=4", "deepspeed.zero_stage is 4, but must be one of 0, 1, 2, 3"),
         ("tracking.wandb=on-line", "tracking.wandb is 'on-line', but must be one of disabled, offline, online"),
@@ -308,7 +308,7 @@ def attributes_read(file: Path) -> set[str]:
 def sections() -> list[tuple[str, str, str]]:
     found = [("", field.name, "Recipe") for field in dataclasses.fields(config.Recipe)]
     for field in dataclasses.fields(config.Recipe):
-        if field.name not in ("model", "objective", "init_from"):
+        if field.name not in ("model", "objective", "stages", "init_from"):
             section = type(getattr(config.Recipe(), field.name))
             found += [(field.name, key.name, section.__name__) for key in dataclasses.fields(section)]
     return found

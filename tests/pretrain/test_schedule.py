@@ -16,6 +16,16 @@ GIGA = {
     "warmup_start": 1e-7,
     "minimum": 1e-5,
     "decay_steps": 200_000,
+    "total_steps": 202_000,
+}
+RNAERNIE = {
+    "peak": 1e-4,
+    "name": "trapezoid",
+    "warmup_steps": 129_000,
+    "warmup_start": 0.0,
+    "minimum": 5e-5,
+    "decay_steps": 129_000,
+    "total_steps": 2_580_000,
 }
 
 
@@ -60,3 +70,18 @@ def test_no_steps_to_decay_in_gives_the_minimum(decay_steps):
     rate = learning_rate(2000, **{**GIGA, "decay_steps": decay_steps})
     assert rate == 1e-5
     assert math.isfinite(rate)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.0), (64_500, 5e-5), (129_000, 1e-4), (2_451_000, 1e-4), (2_515_500, 7.5e-5), (2_580_000, 5e-5)],
+)
+def test_rnaernie_has_the_learning_rates_of_its_specification(step, rate):
+    assert learning_rate(step, **RNAERNIE) == pytest.approx(rate)
+
+
+def test_linear_falls_from_the_end_of_the_warm_up():
+    linear = {**RNAERNIE, "name": "linear", "decay_steps": 2_451_000}
+    assert learning_rate(129_000, **linear) == 1e-4
+    assert learning_rate(129_000 + 2_451_000 // 2, **linear) == pytest.approx(7.5e-5)
+    assert learning_rate(3_000_000, **linear) == pytest.approx(5e-5)
