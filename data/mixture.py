@@ -18,6 +18,7 @@ from data import randomness
 from data.index import Corpus
 from data.order import Order
 from data.share import shares
+from data.structures import StructureTable
 
 I64 = npt.NDArray[np.int64]
 
@@ -42,7 +43,15 @@ class Mixture:
     Raises DataError as `data.share.shares` and `data.order.Order` do.
     """
 
-    def __init__(self, corpora: dict[str, Corpus], weights: Sequence[float], seed: int, global_batch: int) -> None:
+    def __init__(
+        self,
+        corpora: dict[str, Corpus],
+        weights: Sequence[float],
+        seed: int,
+        global_batch: int,
+        structures: StructureTable | None = None,
+    ) -> None:
+        self._structures = structures
         self.names, self.corpora = list(corpora), list(corpora.values())
         counts = np.array([corpus.count for corpus in self.corpora], dtype=np.int64)
         self.offsets: I64 = np.cumsum(counts) - counts
@@ -63,10 +72,15 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """What training data this is: the corpus's own, or a hash over all corpora and weights in order."""
-        if len(self.corpora) == 1:
+        """What training data this is: the corpus's own, or a hash over all corpora and weights in order.
+
+        Structures are part of it where there are any.
+        """
+        if len(self.corpora) == 1 and self._structures is None:
             return self.corpora[0].fingerprint
         parts = [f"{c.fingerprint} {weight!r}" for c, weight in zip(self.corpora, self.weights, strict=True)]
+        if self._structures is not None:
+            parts.append(f"structures {self._structures.fingerprint}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def step(self, step: int) -> tuple[I64, I64]:
@@ -91,6 +105,27 @@ class Mixture:
             for place, letters in zip(places.tolist(), corpus.letters(local), strict=True):
                 result[place] = letters
         return result
+
+    @property
+    def type_names(self) -> list[str]:
+        """RNA type of each type id. A later corpus may know more types, never other ones (data/rna_types.py)."""
+        return max((corpus.type_names for corpus in self.corpora), key=len)
+
+    def types(self, ids: I64) -> npt.NDArray[np.uint8]:
+        """RNA type id of each sample, as `data.index.Corpus.types`."""
+        result = np.zeros(len(ids), dtype=np.uint8)
+        for corpus, places, local in _by_corpus(self.corpora, self.offsets, ids):
+            result[places] = corpus.types(local)
+        return result
+
+    @property
+    def has_structures(self) -> bool:
+        return self._structures is not None
+
+    def structures(self, ids: I64) -> list[bytes | None]:
+        """Dot-bracket structure of each sample, None where there is none."""
+        assert self._structures is not None
+        return [self._structures.of(letters) for letters in self.letters(ids)]
 
 
 def _by_corpus(corpora: list[Corpus], offsets: I64, ids: I64) -> list[tuple[Corpus, I64, I64]]:

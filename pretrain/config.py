@@ -37,6 +37,7 @@ class DataConfig:
     mixture: list[MixtureSource] = field(default_factory=list)  # several corpora, each with its weight and epochs
     cache: str | None = None  # node-local directory the corpus is copied to, once per node; null reads it in place
     cache_gigabytes: float | None = None  # limit of the whole cache, 1e9 bytes; null for none
+    structures: str | None = None  # dot-bracket file; objectives that mask pairs use it where it has the sequence
     allow_pipe: bool = False  # run the command of a corpus given as pipe:COMMAND
     allow_changed: bool = False  # resume although the corpus is not the one the checkpoint was trained on
 

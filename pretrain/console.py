@@ -9,6 +9,13 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+FIGURES = {  # of a validation, as they are shown: key -> name and decimals
+    "loss": ("loss", 4),
+    "perplexity": ("perplexity", 3),
+    "accuracy": ("accuracy", 3),
+    "perplexity_acgu": ("perplexity over A, C, G, U alone", 3),
+}
+
 
 class Console:
     """Rank 0's screen. ``shown`` on other ranks is False and everything is silent."""
@@ -46,10 +53,8 @@ class Console:
     def validation(self, step: int, report: Mapping[str, Any]) -> None:
         """A validation, of one corpus where there are several."""
         of = f" of {report['corpus']}" if "corpus" in report else ""
-        self.say(
-            f"validation{of} at step {step}: loss {report['loss']:.4f}  perplexity {report['perplexity']:.3f}  "
-            f"accuracy {report['accuracy']:.3f}  (A, C, G, U alone: perplexity {report['perplexity_acgu']:.3f})"
-        )
+        parts = [f"{name} {report[key]:.{digits}f}" for key, (name, digits) in FIGURES.items() if key in report]
+        self.say(f"validation{of} at step {step}: {'  '.join(parts)}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -60,8 +65,7 @@ class Console:
 def describe(values: Mapping[str, Any]) -> str:
     parts = [
         f"loss {values['loss']:.4f}",
-        f"ppl {values['perplexity']:.3f}",
-        f"acc {values['accuracy']:.3f}",
+        *(f"{name} {values[key]:.3f}" for key, name in (("perplexity", "ppl"), ("accuracy", "acc")) if key in values),
         f"lr {values['learning_rate']:.2e}",
         f"|g| {values['gradient_norm']:.2f}",
         f"{quantity(values['nucleotides_per_second'])} nt/s",

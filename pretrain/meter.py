@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,28 +11,31 @@ from torch import Tensor
 
 from data.loader import Step
 from pretrain.distributed import World
-from pretrain.validation import perplexity
 
 
 class Meter:
     """Loss and counts stay on the device until a record is asked for, so that logging less means waiting less."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, counts: tuple[str, ...]):
+        """``counts``: names of what an objective counts besides loss and weight."""
+        self.world, self.names = world, counts
         self._uncounted, self._counted_at = 0.0, time.perf_counter()
         self._reset()
 
     def _reset(self) -> None:
-        self._nats = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        self._correct = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._counts = {name: torch.zeros_like(self._loss) for name in self.names}
         self._weight = self._tokens = self._padded = self._flops = 0.0
         self._nucleotides = self._steps = 0
         self._began = time.perf_counter()
 
-    def micro_batch(self, nats: Tensor, correct: Tensor, weight: int, tokens: int, padded: int, flops: float) -> None:
+    def micro_batch(
+        self, loss: Tensor, counts: dict[str, Tensor], weight: float, tokens: int, padded: int, flops: float
+    ) -> None:
         """One micro-batch of this rank; ``padded`` is the number of tokens its kernel computes on."""
-        self._nats += nats.detach()
-        self._correct += correct
+        self._loss += loss.detach()
+        for name, count in counts.items():
+            self._counts[name] += count
         self._weight += weight
         self._tokens += tokens
         self._padded += padded
@@ -48,16 +52,14 @@ class Meter:
         seconds, self._uncounted, self._counted_at = now - self._counted_at, 0.0, now
         return flops, max(seconds, 0.0)
 
-    def record(self, peak_flops: float | None) -> dict[str, Any]:
-        """Figures over the steps since the last record. All ranks together."""
-        mine = [float(self._nats), float(self._correct), self._weight, self._tokens, self._padded, self._flops]
-        nats, correct, weight, tokens, padded, flops = self.world.sum(mine)
+    def record(self, peak_flops: float | None, figures: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """Over the steps since the last record; ``figures`` are the objective's. All ranks together."""
+        mine = [self._weight, self._tokens, self._padded, self._flops, float(self._loss)]
+        mine += [float(count) for count in self._counts.values()]
+        weight, tokens, padded, flops, loss, *counts = self.world.sum(mine)
         seconds = max(time.perf_counter() - self._began, 1e-9)
         record = {
-            "loss": nats / max(weight, 1.0),
-            "perplexity": perplexity(nats, weight),
-            "accuracy": correct / max(weight, 1.0),
-            "targets": int(weight),
+            **figures(loss, weight, **dict(zip(self.names, counts, strict=True))),
             "nucleotides_per_second": self._nucleotides / seconds,
             "tokens_per_second": tokens / seconds,
             "tflops_per_device": flops / seconds / self.world.ranks / 1e12,

@@ -15,6 +15,7 @@ from data.index import Corpus
 from data.loader import StepPlanner
 from data.mixture import Mixture
 from data.staging import Staged, stage
+from data.structures import StructureTable, WithStructures
 from pretrain.config import DataConfig, MixtureSource, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
@@ -135,7 +136,8 @@ def open_data(
         )
     weights = [place.weight for place in places]
     seed = settings.run.seed if seed is None else seed
-    mixture = Mixture({place.name: place.open("train") for place in places}, weights, seed, n)
+    structures = None if settings.data.structures is None else StructureTable.read(Path(settings.data.structures))
+    mixture = Mixture({place.name: place.open("train") for place in places}, weights, seed, n, structures)
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
     if budget.epochs is not None and len(places) > 1:
         raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
@@ -144,14 +146,15 @@ def open_data(
     planner.steps = budget.steps or opened.steps_in(budget.epochs or 0.0)
     if settings.validation.sequences > 0:
         opened.validations = {
-            place.name: Validation(_held_out(place), objective, settings.validation.sequences, limit)
+            place.name: Validation(_held_out(place, structures), objective, settings.validation.sequences, limit)
             for place in places
         }
     return opened
 
 
-def _held_out(place: Place) -> Corpus:
+def _held_out(place: Place, structures: StructureTable | None) -> Any:
     try:
-        return place.open("validation")
+        corpus = place.open("validation")
     except DataError as error:
         raise DataError(f"{error} (To train without validation, set validation.sequences=0.)") from error
+    return corpus if structures is None else WithStructures(corpus, structures)

@@ -21,7 +21,8 @@ from data.index import Corpus
 from data.synthetic import SyntheticCorpus, SyntheticSequence, parse_accession
 from data.synthetic_bound import MASKED, MaskRates, oracle_loss
 from data.synthetic_family import PRESETS
-from pretrain.validation import Validation, perplexity
+from pretrain.objectives.masked import perplexity
+from pretrain.validation import Validation
 
 FIT_NUCLEOTIDES = 50_000_000  # enough for 64 probabilities; a corpus is shuffled, so its beginning is a sample
 

@@ -18,7 +18,7 @@ from pretrain.console import Console, duration, quantity
 from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
 from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
-from pretrain.estimate import cost_of, padded_tokens, peak_flops
+from pretrain.estimate import cost_of, peak_flops
 from pretrain.meter import Meter
 from pretrain.references import reference_losses
 from pretrain.run import RunDirectory, require_same_run
@@ -48,7 +48,6 @@ class Trainer:
             found.verify(world)
         world.together(lambda: check_deepspeed_config(settings))
         model = world.together(lambda: self._initial_model(found))
-        self.cost = partial(cost_of(settings).flops, settings.model)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.engine = Engine(model, settings, world)
         if found is not None:
@@ -56,7 +55,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.saved_step = self.progress.step if found else -1
         self.peak = peak_flops(settings.compute, world.device)
-        self.meter = Meter(world)
+        self.meter = Meter(world, self.objective.COUNTS)
         world.together(lambda: self.directory.describe(settings, world) if world.first else None)
         if found is None or found.path.parent != self.directory.checkpoints:
             tokenizer = self.objective.alphabet
@@ -181,10 +180,11 @@ class Trainer:
             yield None, error
 
     def _measure(self, batch: Any, loss: torch.Tensor, counts: dict[str, torch.Tensor]) -> None:
-        tokens = int(batch.lengths.sum()) if batch.weight else 0
-        padded = padded_tokens(batch.lengths, self.settings, self.world.device) if batch.weight else 0
-        flops = self.cost(batch.lengths.tolist(), batch.weight) if batch.weight else 0.0
-        self.meter.micro_batch(loss, counts["correct"], batch.weight, tokens, padded, flops)
+        tokens, padded, flops = 0, 0, 0.0
+        if batch.weight:
+            tokens, padded = self.objective.computed(self.settings, batch, self.world.device)
+            flops = self.objective.flops(cost_of(self.settings), self.settings.model, batch)
+        self.meter.micro_batch(loss, counts, batch.weight, tokens, padded, flops)
 
     def _count_skipped(self, applied: bool) -> None:
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
@@ -201,7 +201,7 @@ class Trainer:
 
     def _log(self, step: Step, rate: float, norm: float) -> None:
         self._count_cost()
-        record = self.meter.record(self.peak)
+        record = self.meter.record(self.peak, self.objective.figures)
         if self.tracker is None:
             return
         remaining = self.total_steps - self.progress.step

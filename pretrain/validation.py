@@ -7,7 +7,6 @@ pieces compare), and loss, perplexity and accuracy per RNA type where the corpus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,24 +21,27 @@ from data.index import Corpus
 from data.loader import Moment
 from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
-from pretrain.objectives.mlm import MLM, MaskedBatch
-
-_SUMS = 6  # per type: nats, targets, right, nucleotides of the targets; and over A, C, G, U: nats, targets
+from pretrain.objectives.masked import MaskedBatch, MaskedObjective, perplexity
 
 
-class Validation:
-    """The first ``sequences`` of the split, one per cluster, under fixed masks (a corpus is shuffled when built)."""
+class HeldOut:
+    """The loop over the held-out samples; subclasses say what is summed (`_sums`) and reported (`_report`).
 
-    def __init__(self, corpus: Corpus, objective: MLM, sequences: int, tokens_per_micro_batch: int):
-        self.corpus, self.objective, self.budget = corpus, objective, tokens_per_micro_batch
+    The first ``sequences`` of the split, one per cluster, under fixed masks (a corpus is shuffled when built).
+    """
+
+    rows = 1  # of the table of sums
+    columns = 1
+
+    def __init__(self, corpus: Any, objective: Any, sequences: int, budget: int):
+        self.corpus, self.objective, self.budget = corpus, objective, budget
         # Of a cluster its first member, always the same one: relatives would count the same family several times.
         units = np.arange(corpus.count) if corpus.clusters is None else corpus.clusters[:-1].astype(np.int64)
         self.ids = units[:sequences]
-        self.types = corpus.types(self.ids)
         # A key of its own: no run's seed, so that numbers compare between runs on one corpus.
         self._keys = randomness.keys(randomness.key("validation"), self.ids)
 
-    def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], MaskedBatch]]:
+    def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
         """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""
         costs = self.objective.costs(self.corpus, self.ids)
         for chosen in layout.plan_step(costs, ranks, self.budget)[rank]:
@@ -48,7 +50,7 @@ class Validation:
 
     def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         """The report, the same on every rank; None if any rank was asked to stop meanwhile."""
-        sums = np.zeros((len(self.corpus.type_names), _SUMS))
+        sums = np.zeros((self.rows, self.columns))
         engine.deepspeed.eval()
         try:
             with torch.no_grad():
@@ -58,14 +60,14 @@ class Validation:
                         world.fail_together(problem)
                     if stopped:
                         return None
-                    logits = self.objective.logits(engine.module, batch.to(world.device)).cpu()
+                    outputs = self.objective.logits(engine.module, batch.to(world.device)).cpu()
                     if batch.weight:
-                        sums += self._sums(logits, batch, self.types[chosen])
+                        sums += self._sums(outputs, batch, chosen)
         finally:
             engine.deepspeed.train()
         return self._report(np.array(world.sum(sums.ravel().tolist())).reshape(sums.shape))
 
-    def _readable(self, world: World) -> Iterator[tuple[npt.NDArray[np.int64], MaskedBatch, Exception | None]]:
+    def _readable(self, world: World) -> Iterator[tuple[npt.NDArray[np.int64], Any, Exception | None]]:
         """`micro_batches`; a failure to read them comes as the third of the tuple, once."""
         try:
             for chosen, batch in self.micro_batches(world.rank, world.ranks):
@@ -73,7 +75,26 @@ class Validation:
         except USER_ERRORS as error:
             yield self.ids[:0], self.objective.collate([], self._keys[:0], Moment.last()), error
 
-    def _sums(self, logits: Tensor, batch: MaskedBatch, types: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def _sums(self, outputs: Tensor, batch: Any, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """[rows, columns] of a micro-batch that holds the samples at the places ``chosen`` of ``ids``."""
+        raise NotImplementedError
+
+    def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Validation(HeldOut):
+    """Of masked sequences, per RNA type."""
+
+    objective: MaskedObjective
+    columns = 6  # nats, targets, right, nucleotides of the targets; and over A, C, G, U: nats, targets
+
+    def __init__(self, corpus: Corpus, objective: MaskedObjective, sequences: int, budget: int):
+        super().__init__(corpus, objective, sequences, budget)
+        self.types = corpus.types(self.ids)
+        self.rows = len(corpus.type_names)
+
+    def _sums(self, logits: Tensor, batch: MaskedBatch, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         targets = batch.targets.cpu()
         nucleotides = torch.from_numpy(self.objective.nucleotide_ids)
         place = torch.full((logits.shape[1],), -1)
@@ -87,8 +108,7 @@ class Validation:
         right = (logits.argmax(-1) == targets).double()
         widths = torch.from_numpy(batch.target_width).double()
         columns = (nats, torch.ones_like(nats), right, widths, plain_nats, plain.double())
-        of_type = types[batch.target_sample]
-        n = len(self.corpus.type_names)
+        of_type, n = self.types[chosen][batch.target_sample], self.rows
         return np.stack([np.bincount(of_type, column.numpy(), minlength=n) for column in columns], axis=1)
 
     def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -113,9 +133,3 @@ def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
         "perplexity_acgu": perplexity(plain_nats, plain_targets),
         "targets": int(targets),
     }
-
-
-def perplexity(nats: float, count: float) -> float:
-    """exp of the mean, infinite where that overflows; 1 for nothing."""
-    mean = nats / max(count, 1)
-    return math.exp(mean) if mean < 700 else math.inf

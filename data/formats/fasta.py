@@ -1,8 +1,7 @@
 """FASTA, plain or gzip, as a stream of record batches: bytes in, bytes out, bounded memory.
 
-Work is done on chunks of about 1 MiB that end at a record boundary, never line by line. A thread reads and
-decompresses ahead (zlib releases the GIL). Windows line ends, blank lines, a byte-order mark, blocked gzip and records
-of any number of lines are fine; headers are bytes of any encoding.
+Work is done on chunks of about 1 MiB that end at a record boundary, never line by line. Windows line ends, blank
+lines, a byte-order mark, blocked gzip and records of any number of lines are fine; headers are bytes of any encoding.
 
 It does not look at letters, except to refuse a protein file: that is `data.normalise`.
 """
@@ -10,10 +9,7 @@ It does not look at letters, except to refuse a protein file: that is `data.norm
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
-import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.formats.text import CHUNK_BYTES, GZIP, read_pieces
 
-CHUNK_BYTES = 1 << 20
-_AHEAD = 4  # chunks that the reading thread may be ahead of the parser
-_MAGIC = {  # compressed formats other than gzip, refused by name
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-}
-_GZIP = b"\x1f\x8b"
 _PROTEIN_SAMPLE = 1000  # records looked at before a file is believed to hold nucleotides
 _PROTEIN_ONLY = b"EFLPQJOZ"  # letters of amino acids that are neither nucleotides, nor IUPAC codes, nor inosine
 _NOT_PROTEIN_ONLY = bytes(c for c in range(256) if c not in _PROTEIN_ONLY + _PROTEIN_ONLY.lower())
@@ -83,7 +71,7 @@ def read_texts(
     number = 1
     sampled = _ProteinSample(path)
     # closing: the thread ends when this generator does, and not when the last reference to a traceback is gone
-    with contextlib.closing(_prefetched(_text(path, chunk_bytes, on_raw))) as pieces:
+    with contextlib.closing(read_pieces(path, chunk_bytes, on_raw)) as pieces:
         for text in _record_aligned(path, pieces):
             piece = FastaText(number, len(record_starts(text)), text)
             if number == 1 and b"\r" in text.split(b"\n", 1)[0].rstrip():
@@ -161,7 +149,7 @@ def _record_aligned(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _check_start(path: Path, text: bytes, line: int) -> None:
     """The first text of a file: a ``>``, or a sentence about what it is instead."""
     first = text.split(b"\n", 1)[0].strip()
-    if text.startswith(_GZIP):
+    if text.startswith(GZIP):
         raise DataError(f"{path}: gzip inside gzip; unpack it once with `gunzip` and try again.")
     if text.startswith(b"@"):
         raise DataError(f"{path}, line {line}: starts with '@', so this looks like FASTQ; convert it to FASTA first.")
@@ -170,93 +158,3 @@ def _check_start(path: Path, text: bytes, line: int) -> None:
             f"{path}, line {line}: expected a FASTA header starting with '>' but found "
             f"{first[:40].decode('ascii', 'replace')!r}; remove the text before the first record or check the format."
         )
-
-
-def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None) -> Iterator[bytes]:
-    """Decompressed bytes of a file, in pieces of at most about ``chunk_bytes``; no piece is empty."""
-    try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed below, and the error needs its own sentence)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from error
-    with file:
-
-        def read() -> bytes:
-            raw = file.read(chunk_bytes)
-            if on_raw is not None and raw:
-                on_raw(raw)
-            return raw
-
-        try:
-            raw = read()
-            while len(raw) < 8 and (more := read()):  # enough to recognise what the file is
-                raw += more
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); give a FASTA file.") from error
-        if not raw:
-            raise DataError(f"{path}: the file is empty (0 bytes); download it again or remove it from the sources.")
-        for magic, kind in _MAGIC.items():
-            if raw.startswith(magic):
-                raise DataError(f"{path}: compressed with {kind}; only plain text and gzip are read, so recompress it.")
-        if raw.startswith(_GZIP):
-            yield from _gunzip(path, raw, read, chunk_bytes)
-            return
-        if raw.startswith(b"\xef\xbb\xbf"):
-            raw = raw[3:] or read()
-        while raw:
-            yield raw
-            raw = read()
-
-
-def _gunzip(path: Path, raw: bytes, read: Callable[[], bytes], chunk_bytes: int) -> Iterator[bytes]:
-    """Decompresses one or more gzip members; zero padding after the last one is allowed, as gzip itself does."""
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        while raw:
-            piece = stream.decompress(raw, chunk_bytes)
-            if piece:
-                yield piece
-            if not stream.eof:
-                raw = stream.unconsumed_tail or read()
-                continue
-            raw = stream.unused_data.lstrip(b"\0") or read().lstrip(b"\0")
-            if raw:
-                stream = zlib.decompressobj(wbits=31)
-    except zlib.error as error:
-        raise DataError(f"{path}: the gzip data are damaged ({error}); download the file again.") from error
-    if not stream.eof:
-        raise DataError(f"{path}: the gzip file ends too early, it was cut; download it again.")
-
-
-def _prefetched(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """The same pieces, produced up to `_AHEAD` ahead by a thread that ends with the consumer."""
-    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
-    stop = threading.Event()
-
-    def put(value: bytes | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for piece in pieces:
-                if not put(piece):
-                    return
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-
-    thread = threading.Thread(target=produce, name="fasta-reader", daemon=True)
-    thread.start()
-    try:
-        while (value := ready.get()) is not None:
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()

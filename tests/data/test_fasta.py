@@ -112,7 +112,7 @@ def test_an_abandoned_reader_ends_its_thread(tmp_path: Path) -> None:
     reader = read_fasta(path, 64)
     next(reader)
     reader.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "fasta-reader"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "text-reader"]
 
 
 def normalise(bodies: list[bytes], **policy: str):

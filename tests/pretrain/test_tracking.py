@@ -14,6 +14,7 @@ from pretrain.config import TrackingConfig
 from pretrain.console import describe, duration, quantity
 from pretrain.distributed import World
 from pretrain.meter import Meter
+from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.tracking import Tracker, forget_after, last_validation, read_metrics
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -144,17 +145,20 @@ def test_wandb_offline_writes_one_run_under_the_id_that_is_kept(tmp_path, monkey
 # The meter and the console
 
 
+OBJECTIVE = MLM(MLMConfig())
+
+
 def step(nucleotides: int) -> Step:
     return Step(0, [], epoch=0.1, sequences=4, tokens=0, nucleotides=nucleotides)
 
 
 def test_a_record_is_over_all_micro_batches_since_the_last_one():
-    meter = Meter(ALONE)
-    meter.micro_batch(torch.tensor(30.0, requires_grad=True), torch.tensor(5), 20, 90, 100, 1e9)
-    meter.micro_batch(torch.tensor(10.0), torch.tensor(3), 12, 60, 100, 3e9)
+    meter = Meter(ALONE, OBJECTIVE.COUNTS)
+    meter.micro_batch(torch.tensor(30.0, requires_grad=True), {"correct": torch.tensor(5)}, 20, 90, 100, 1e9)
+    meter.micro_batch(torch.tensor(10.0), {"correct": torch.tensor(3)}, 12, 60, 100, 3e9)
     meter.step(step(140))
     meter.step(step(160))
-    (flops, _), record = meter.cost(), meter.record(peak_flops=1e12)
+    (flops, _), record = meter.cost(), meter.record(1e12, OBJECTIVE.figures)
     seconds = 2 * record["seconds_per_step"]
     assert record["loss"] == pytest.approx(40 / 32)
     assert record["perplexity"] == pytest.approx(2.718281828 ** (40 / 32))
@@ -167,17 +171,17 @@ def test_a_record_is_over_all_micro_batches_since_the_last_one():
     assert record["tflops_per_device"] == pytest.approx(4e9 / seconds / 1e12)
     assert record["mfu"] == pytest.approx(4e9 / seconds / 1e12)
     assert record["seconds_per_step"] == pytest.approx(seconds / 2)
-    (flops, _), again = meter.cost(), meter.record(peak_flops=None)
+    (flops, _), again = meter.cost(), meter.record(None, OBJECTIVE.figures)
     assert (again["loss"], again["targets"], again["mfu"], flops) == (0, 0, None, 0)
 
 
 def test_time_between_pause_and_resume_is_not_training_time():
-    meter = Meter(ALONE)
+    meter = Meter(ALONE, OBJECTIVE.COUNTS)
     since = meter.pause()
     time.sleep(0.2)
     meter.resume(since)
     _, seconds = meter.cost()
-    assert meter.record(None)["seconds_per_step"] < 0.15
+    assert meter.record(None, OBJECTIVE.figures)["seconds_per_step"] < 0.15
     assert seconds < 0.1
 
 

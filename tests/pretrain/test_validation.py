@@ -16,9 +16,10 @@ from data.corpus import prepare
 from data.index import Corpus
 from data.prepare_config import PrepareConfig, SourceConfig
 from models.rinalmo import RiNALMo, RiNALMoConfig
+from pretrain.objectives.masked import perplexity
 from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.references import reference_losses
-from pretrain.validation import Validation, perplexity
+from pretrain.validation import Validation
 
 BUDGET = 700
 
