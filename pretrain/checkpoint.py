@@ -30,7 +30,7 @@ from torch import Tensor
 from data.manifest import file_sha256
 from data.publish import sync_directory, sync_file
 from pretrain.distributed import World
-from pretrain.engine import STATE_KINDS, Engine, Fragment
+from pretrain.engine import Engine, Fragment
 from pretrain.errors import PretrainError
 
 FORMAT = 1
@@ -234,6 +234,12 @@ class Checkpoint:
             at += 1
         return result
 
+    def contents(self) -> set[tuple[str, str]]:
+        """(kind, parameter) of everything that `read` gives."""
+        if self._index is None:
+            self._index = self._fragment_index()
+        return set(self._index)
+
     def _fragment_index(self) -> dict[tuple[str, str], list[tuple[int, str]]]:
         """(kind, parameter) -> its fragments, ascending by place: (place, file name)."""
         index: dict[tuple[str, str], list[tuple[int, str]]] = {}
@@ -264,7 +270,7 @@ class Checkpoint:
         for fragment in engine.fragments():
             n = fragment.master.numel()
             fragment.master.copy_(self.read(WEIGHT, fragment.name, fragment.start, n))
-            for kind in STATE_KINDS:
+            for kind in engine.kinds:
                 fragment.states[kind].copy_(self.read(kind, fragment.name, fragment.start, n))
         engine.optimizer_steps = self.progress.optimizer_steps
 

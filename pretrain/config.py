@@ -58,12 +58,16 @@ class BudgetConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW."""
+    """AdamW, or Ranger: RAdam, centralised gradients and lookahead (pretrain/ranger.py)."""
 
+    name: str = "adamw"
     learning_rate: float = MISSING  # the peak of the schedule
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
-    weight_decay: float = 0.01  # on parameters with two or more dimensions
+    weight_decay: float = 0.01  # decoupled from the gradient
+    decayed: str = "matrices"  # matrices: parameters of two or more dimensions; all: every parameter
+    lookahead_steps: int = 6  # of Ranger: how often fast and slow weights meet
+    lookahead_share: float = 0.5  # of Ranger: how far the slow weights then go towards the fast ones
     gradient_clipping: float = 1.0  # global norm; 0 switches it off
     stop_after_skipped: int = 50  # steps in a row whose gradient is not finite
 

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import Recipe
+from pretrain.config import OptimizerConfig, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
-from pretrain.optim import build_optimizer
-
-STATE_KINDS = ("exp_avg", "exp_avg_sq")  # Adam's moments, as torch names them
+from pretrain.optim import build_optimizer, new_state, state_kinds
 
 # DeepSpeed keys that the recipe or the loop decides, with the recipe's key to use instead.
 OWNED_KEYS = {
@@ -68,6 +66,7 @@ class Engine:
         self.world = world
         self.stage = recipe.deepspeed.zero_stage
         self.clipping = recipe.optimizer.gradient_clipping
+        self.kinds = state_kinds(recipe.optimizer)
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         model.to(world.device)
@@ -81,10 +80,12 @@ class Engine:
         self._norm = float("nan")
         if self.stage == 0:
             optimizer.register_step_pre_hook(self._clip_or_skip)
-        self._create_optimizer_state()
+        self._create_optimizer_state(recipe.optimizer)
         for fragment in self.fragments():
             n = fragment.master.numel()
             fragment.master.copy_(weights[fragment.name].flatten()[fragment.start : fragment.start + n])
+            if "slow" in fragment.states:  # lookahead starts from the exact weights too
+                fragment.states["slow"].copy_(fragment.master)
 
     @property
     def module(self) -> nn.Module:
@@ -120,16 +121,16 @@ class Engine:
         elif self.clipping > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clipping, norm)
 
-    def _create_optimizer_state(self) -> None:
-        """Adam's state as torch creates it on its first step, so that it can be saved and loaded at any time."""
+    def _create_optimizer_state(self, config: OptimizerConfig) -> None:
+        """The state that the optimizer creates on its first step, so that it can be saved and loaded at any time."""
         if self.stage == 3:  # lists its tensors in the optimizer's groups only while it steps
             held = list(self.optimizer.fp32_partitioned_groups_flat)
         else:
             held = [tensor for group in self.base.param_groups for tensor in group["params"]]
-        fused = self.base.defaults["fused"]
+        fused = self.base.defaults.get("fused")
         for tensor in held:
             step = torch.zeros((), dtype=torch.float32, device=tensor.device if fused else "cpu")
-            self.base.state[tensor] = {"step": step, **{kind: torch.zeros_like(tensor) for kind in STATE_KINDS}}
+            self.base.state[tensor] = {"step": step, **new_state(config, tensor)}
         if self.stage in (1, 2):
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -140,12 +141,12 @@ class Engine:
         """
         for name, parameter in self.deepspeed.module.named_parameters():
             if self.stage == 0:
-                states = {kind: self.base.state[parameter][kind].view(-1) for kind in STATE_KINDS}
+                states = {kind: self.base.state[parameter][kind].view(-1) for kind in self.kinds}
                 yield Fragment(name, 0, parameter.data.view(-1), states)
             elif self.stage in (1, 2):
                 mapping = parameter._hp_mapping
                 if mapping is not None:
-                    states = {kind: mapping.get_hp_fragment(kind) for kind in STATE_KINDS}
+                    states = {kind: mapping.get_hp_fragment(kind) for kind in self.kinds}
                     yield Fragment(name, mapping.lp_fragment_address.start, mapping.get_hp_fragment().data, states)
             else:
                 yield from self._stage3_fragment(name, parameter)
@@ -157,7 +158,7 @@ class Engine:
         start = size * self.world.rank
         real = min(size, parameter.ds_numel - start)
         if real > 0:
-            states = {kind: self.base.state[flat][kind].narrow(0, offset, real) for kind in STATE_KINDS}
+            states = {kind: self.base.state[flat][kind].narrow(0, offset, real) for kind in self.kinds}
             yield Fragment(name, start, flat.data.narrow(0, offset, real), states)
 
     @property
@@ -186,6 +187,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         # At stage 0 the engine clips, as it needs the norm before the step anyway.
         "gradient_clipping": recipe.optimizer.gradient_clipping if stage > 0 else 0.0,
         "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # Ranger acts element by element, as ZeRO needs it
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True}

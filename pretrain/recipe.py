@@ -177,6 +177,7 @@ def check(recipe: Recipe) -> None:
         "compute.threads": recipe.compute.threads,
         "compute.peak_tflops": recipe.compute.peak_tflops,
         "optimizer.learning_rate": recipe.optimizer.learning_rate,
+        "optimizer.lookahead_steps": recipe.optimizer.lookahead_steps,
         "schedule.decay_steps": recipe.schedule.decay_steps,
         "schedule.decay_epochs": recipe.schedule.decay_epochs,
         "checkpoint.permanent_every_steps": recipe.checkpoint.permanent_every_steps,
@@ -201,7 +202,11 @@ def check(recipe: Recipe) -> None:
             refuse(key, number, "0 or more")
     if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         refuse("optimizer.betas", recipe.optimizer.betas, "two numbers in [0, 1)")
+    if not 0 < recipe.optimizer.lookahead_share <= 1:
+        refuse("optimizer.lookahead_share", recipe.optimizer.lookahead_share, "above 0 and at most 1")
     choices = {
+        "optimizer.name": (recipe.optimizer.name, ("adamw", "ranger")),
+        "optimizer.decayed": (recipe.optimizer.decayed, ("matrices", "all")),
         "schedule.name": (recipe.schedule.name, NAMES),
         "compute.precision": (recipe.compute.precision, ("fp32", "bf16", "bf16_autocast")),
         "deepspeed.zero_stage": (recipe.deepspeed.zero_stage, (0, 1, 2, 3)),

@@ -125,6 +125,11 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
                 f"{found.path} was trained with {key}={old}, but the recipe says {new}, which would train other "
                 f"samples in every step; keep {old}, or start a new run with init_from={found.path}"
             )
+    if before.optimizer.name != settings.optimizer.name:
+        raise PretrainError(
+            f"{found.path} holds the state of the optimizer {before.optimizer.name}, but the recipe says "
+            f"{settings.optimizer.name}; keep it, or start a new run with init_from={found.path}"
+        )
     old_model, new_model = recipe.to_dict(before)["model"], recipe.to_dict(settings)["model"]
     for key in old_model.keys() | new_model.keys():
         if key not in ("kernel", "checkpointing") and old_model.get(key) != new_model.get(key):

@@ -229,9 +229,13 @@ def last(run: Path) -> Checkpoint:
 
 def same_bits(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether weights and optimizer state agree bit for bit, however they were cut into files."""
-    return one.progress.optimizer_steps == other.progress.optimizer_steps and all(
-        torch.equal(one.read(kind, name, 0, n), other.read(kind, name, 0, n))
-        for kind in ("weight", "exp_avg", "exp_avg_sq")
-        for name, shape in one.shapes.items()
-        for n in [int(torch.Size(shape).numel())]
+    kept = one.contents()
+    return (
+        one.progress.optimizer_steps == other.progress.optimizer_steps
+        and kept == other.contents()
+        and all(
+            torch.equal(one.read(kind, name, 0, n), other.read(kind, name, 0, n))
+            for kind, name in kept
+            for n in [int(torch.Size(one.shapes[name]).numel())]
+        )
     )

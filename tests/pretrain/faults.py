@@ -138,7 +138,6 @@ def dump_state(path: str) -> None:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
     from safetensors.torch import save_file
 
-    from pretrain.engine import STATE_KINDS
     from pretrain.trainer import Trainer
 
     plain = Trainer._conclude
@@ -148,10 +147,12 @@ def dump_state(path: str) -> None:
         for name, parameter in self.engine.deepspeed.module.named_parameters():
             if self.engine.stage == 0:
                 state = self.engine.base.state[parameter]
-                found |= {f"weight|{name}": parameter.data, **{f"{kind}|{name}": state[kind] for kind in STATE_KINDS}}
+                kinds = {f"{kind}|{name}": state[kind] for kind in self.engine.kinds}
+                found |= {f"weight|{name}": parameter.data, **kinds}
             else:
                 found[f"weight|{name}"] = safe_get_full_fp32_param(parameter)
-                found |= {f"{kind}|{name}": safe_get_full_optimizer_state(parameter, kind) for kind in STATE_KINDS}
+                for kind in self.engine.kinds:
+                    found[f"{kind}|{name}"] = safe_get_full_optimizer_state(parameter, kind)
         if self.world.first:
             save_file({name: value.detach().clone().float() for name, value in found.items()}, path)
         plain(self)

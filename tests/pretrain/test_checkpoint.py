@@ -21,18 +21,21 @@ from safetensors.torch import load_file
 from pretrain import checkpoint
 from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, newest, rotate, save, steps_on_disk
 from pretrain.distributed import World
-from pretrain.engine import STATE_KINDS, Fragment
+from pretrain.engine import Fragment
 from pretrain.errors import PretrainError
 from tests.pretrain import faults
 from tests.ranks import QUICK, last, pretrain
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 SHAPES = {"embedding.weight": (7, 4), "norm.weight": (4,), "scale": ()}
+STATE_KINDS = ("exp_avg", "exp_avg_sq")
 KINDS = (checkpoint.WEIGHT, *STATE_KINDS)
 
 
 class FakeEngine:
     """Three small parameters with known contents, cut into ``pieces`` fragments each."""
+
+    kinds = STATE_KINDS
 
     def __init__(self, stage: int = 0, pieces: int = 1, seed: int = 0):
         self.stage, self.shapes, self.pieces, self.optimizer_steps = stage, SHAPES, pieces, 5

@@ -72,6 +72,20 @@ def test_the_budgets_of_these_tests_split_a_step_differently(synthetic_corpus) -
     assert max(counts[1]) == 1
 
 
+RANGER = ("optimizer.name=ranger", "optimizer.betas=[0.95,0.999]", "optimizer.eps=1e-5", "optimizer.decayed=all")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"), [(2, 0), (2, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(3, 1), (2, 3)])]
+)
+def test_ranger_gives_one_loss_curve_whatever_zero_cuts(train, ranks, stage) -> None:
+    """20 steps: three meetings of fast and slow weights, and gradients centralised before ZeRO flattens them."""
+    reference = train(1, 0, LARGE, "fp32", *RANGER)
+    require_equal_runs(train(ranks, stage, SMALL, "fp32", *RANGER), reference)
+    assert {kind for kind, _ in last(reference).contents()} == {"weight", "exp_avg", "exp_avg_sq", "slow"}
+    assert losses(reference) != losses(train())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "stage", "precision"),

@@ -22,6 +22,7 @@ from tests.ranks import (
     pretrain,
     pretrain_well,
     records,
+    refused,
     same_bits,
     start,
     wait_for,
@@ -174,6 +175,25 @@ def test_a_bf16_run_continues_in_fp32_from_its_fp32_masters(command) -> None:
     assert any((values != values.bfloat16()).any() for values in saved.values()), "masters were rounded to bf16"
     pretrain_well([*arguments, "budget.steps=14"], ranks=1)
     assert len(losses(run)) == 14
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_slow_weights_are_resumed(command, stage) -> None:
+    """Stopped at steps that are no multiple of lookahead's six."""
+    keys = ["optimizer.name=ranger", f"deepspeed.zero_stage={stage}", "schedule.decay_steps=16"]
+    whole, reference = command(f"ranger-whole-{stage}", *keys, "budget.steps=16")
+    pretrain_well(whole, ranks=2)
+    arguments, run = command(f"ranger-{stage}", *keys)
+    for steps in (4, 9, 16):
+        pretrain_well([*arguments, f"budget.steps={steps}"], ranks=2)
+    assert same_bits(last(run), last(reference))
+    assert losses(run) == losses(reference)
+
+
+def test_another_optimizer_is_refused(command) -> None:
+    arguments, _ = command("optimizers", "budget.steps=2")
+    pretrain_well(arguments)
+    assert "holds the state of the optimizer adamw" in refused(pretrain([*arguments, "optimizer.name=ranger"]))
 
 
 def test_a_run_continues_from_the_checkpoint_that_is_named(command) -> None:

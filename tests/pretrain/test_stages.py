@@ -119,7 +119,7 @@ def test_a_decay_in_epochs_is_counted_in_steps_of_the_corpus(synthetic_corpus: P
     (stage,) = stages.open_stages(settings, World(0, 1, 0, 1, torch.device("cpu")))
     half = -(-stage.data.mixture.count // 16)  # steps of 8 sequences, rounded up
     assert stage.learning_rate(2 + half) == settings.schedule.minimum < stage.learning_rate(2 + half - 1)
-    with pytest.raises(PretrainError, match="one of schedule.decay_steps and schedule.decay_epochs"):
+    with pytest.raises(PretrainError, match=r"one of schedule\.decay_steps and schedule\.decay_epochs"):
         recipe.load(str(TINY), [*keys, "schedule.decay_steps=9"])
 
 

@@ -114,7 +114,7 @@ def test_transformers_loads_the_tokenizer_of_a_release(run: Path, tmp_path: Path
 @pytest.mark.parametrize("layout", ["multimolecule", "original"])
 def test_layouts_of_single_nucleotides_are_refused(run: Path, layout: str, tmp_path: Path) -> None:
     with pytest.raises(
-        PretrainError, match=f"no {layout} layout for a rinalmo model whose tokens are pieces; choose --layout rnafoundry"
+        PretrainError, match=f"no {layout} layout for a rinalmo model whose tokens are pieces; choose --layout"
     ):
         release.release(run, tmp_path / "release", Options(layouts=(layout,)))
     assert not list(tmp_path.iterdir())
