@@ -104,4 +104,7 @@ RNAERNIE = Alphabet("rnaernie", _WITH_TYPES, reads=NUCLEOTIDES)  # ambiguity cod
 RNAERNIE_IUPAC = Alphabet("rnaernie_iupac", _WITH_TYPES)  # ambiguity codes keep the ids they have
 RNAERNIE_28 = Alphabet("rnaernie_28", _MULTIMOLECULE, reads=NUCLEOTIDES)  # without type tokens
 
+# RibonanzaNet's letters, without special tokens; padding is N as well (specs: ribonanzanet 1.2).
+RIBONANZANET = Alphabet("ribonanzanet", tuple("ACGUN"), unk="N")
+
 ALPHABETS = {a.name: a for a in (RINALMO, AIDO_RNA, RNAERNIE, RNAERNIE_IUPAC, RNAERNIE_28)}

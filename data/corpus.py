@@ -22,10 +22,10 @@ from typing import Any
 from data.assemble import Plan, assemble, plan_by_key
 from data.buckets import GROUPED_ROW, Buckets, bucket_count
 from data.formats.fasta import CHUNK_BYTES
-from data.manifest import CLUSTERING, EXCLUDED, MANIFEST, read_manifest
+from data.manifest import CLUSTERING, EXCLUDED, read_manifest
 from data.mmseqs import find_program
 from data.prepare_config import PrepareConfig, check, identity_key, source_files
-from data.publish import partial_directory, publish, write_durably
+from data.publish import is_finished, mark_finished, partial_directory, publish, write_durably
 from data.regroup import clear, regroup
 from data.scan import Progress, SourceTally, scan
 
@@ -54,7 +54,7 @@ def prepare(
     output = config.output_path
     with partial_directory(output, identity_key(config, files), config.overwrite) as partial:
         built = partial / "built"
-        if not (built / MANIFEST).exists():
+        if not is_finished(built):
             tallies, spilled = _scanned(config, files, partial, buckets, chunk_bytes, progress)
             if config.grouped:
                 spilled, plan, told = _regrouped(config, spilled, partial, progress)
@@ -67,6 +67,9 @@ def prepare(
                 if (partial / "groups" / name).exists() and (name != EXCLUDED or config.exclude):
                     shutil.copyfile(partial / "groups" / name, built / name)
             assemble(config, tallies, spilled, plan, told, built, progress)
+            mark_finished(built)
+        for marker in (_SCANNED, _REGROUPED):  # before what they vouch for
+            (partial / marker).unlink(missing_ok=True)
         for folder in ("buckets", "groups", "regrouped"):
             shutil.rmtree(partial / folder, ignore_errors=True)
         manifest = read_manifest(built)

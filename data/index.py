@@ -49,6 +49,7 @@ class Corpus:
     block_counts: npt.NDArray[np.int64]
     clusters: npt.NDArray[np.integer] | None
     type_names: list[str]
+    block_dtype: np.dtype[Any] = BLOCK  # of the block table; other kinds of corpora have more members
 
     @classmethod
     def open(cls, path: str | Path, split: str = "train", shards: Callable[[str], Path] | None = None) -> Corpus:
@@ -63,12 +64,14 @@ class Corpus:
             raise DataError(f"{path}: there is no split {split!r}; splits are {' and '.join(SPLITS)}.")
         self.path, self.split = path, split
         self.manifest = read_manifest(path)
+        if self.manifest.get("kind") == "alignments":
+            raise DataError(f"{path}: is a corpus of alignments, sequences were expected; use another corpus.")
         self.fingerprint = self.manifest["fingerprint"]
         self.type_names = self.manifest["type_names"]
         self._locate_shard = shards
         check_files(path, self.manifest, with_shards=shards is None)
 
-        blocks = read_block_table(path)
+        blocks = read_block_table(path, self.block_dtype)
         described = self.manifest["shards"]
         self._shards: list[str] = [shard["name"] for shard in described]
         own_shards = np.array([shard["split"] == split for shard in described], dtype=bool)
@@ -240,12 +243,12 @@ def read_clusters(path: Path, manifest: dict[str, Any], split: str) -> npt.NDArr
     return pointers
 
 
-def read_block_table(path: Path) -> npt.NDArray[np.void]:
-    """index.npz as BLOCK [blocks]. Raises DataError if it is not readable as that."""
+def read_block_table(path: Path, dtype: np.dtype[Any] = BLOCK) -> npt.NDArray[np.void]:
+    """index.npz as BLOCK [blocks], or as another kind's ``dtype``. Raises DataError if it is not readable as that."""
     try:
         with np.load(io.BytesIO((path / INDEX).read_bytes()), allow_pickle=False) as arrays:
-            table = np.empty(len(arrays["shard"]), dtype=BLOCK)
-            for name in BLOCK.names or ():
+            table = np.empty(len(arrays["shard"]), dtype=dtype)
+            for name in dtype.names or ():
                 table[name] = arrays[name]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{path / INDEX}: cannot be read as a block table ({error}); {_AGAIN}.") from error

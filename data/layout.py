@@ -57,16 +57,18 @@ def fill_micro_batches(lengths: npt.ArrayLike, budget: int) -> list[I64]:
     return runs
 
 
-def plan_step(lengths: npt.ArrayLike, ranks: int, tokens_per_micro_batch: int) -> list[list[I64]]:
+def plan_step(lengths: npt.ArrayLike, ranks: int, tokens_per_micro_batch: int, alone: bool = False) -> list[list[I64]]:
     """Micro-batches of every rank: ``plan[rank][micro_batch]`` holds indices into ``lengths``, longest first.
 
     lengths: [n] tokens per sample of the step. All ranks get the same number of micro-batches; the last ones of a rank
-    may be empty arrays. Raises DataError as ``fill_micro_batches`` does.
+    may be empty arrays. ``alone``: one sample per micro-batch. Raises DataError as ``fill_micro_batches`` does.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     plan = []
     for mine in split_over_ranks(lengths, ranks):
         runs = fill_micro_batches(lengths[mine], tokens_per_micro_batch)
+        if alone:
+            runs = [np.array([i]) for i in range(len(mine))]
         plan.append([mine[run] for run in runs])
     most = max(len(micro_batches) for micro_batches in plan)
     nothing = np.empty(0, dtype=np.int64)

@@ -44,6 +44,8 @@ class Moment:
 class Objective(Protocol):
     """What the loader asks of an objective (pretrain/objectives)."""
 
+    one_per_micro_batch: bool  # samples are not packed together
+
     def read(self, corpus: Any, ids: I64) -> Any:
         """The samples' content, a list."""
         ...
@@ -109,7 +111,7 @@ class StepPlanner:
         costs = self.objective.costs(self.corpus, ids)
         keys = sample_keys(self.order.seed, epochs, ids)
         moment = Moment(number, local / max(self.steps, 1), randomness.key(self.order.seed, "step", local))
-        mine = layout.plan_step(costs, self.ranks, self.budget)[self.rank]
+        mine = layout.plan_step(costs, self.ranks, self.budget, self.objective.one_per_micro_batch)[self.rank]
         return Step(
             number=number,
             micro_batches=[

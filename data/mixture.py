@@ -8,14 +8,14 @@ A mixture of one corpus is that corpus in every respect: the same order, the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data import randomness
-from data.index import Corpus
 from data.order import Order
 from data.share import shares
 from data.structures import StructureTable
@@ -24,28 +24,29 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass
-class _Lengths:
-    """``lengths[ids]`` over all corpora, without copying their arrays into one."""
+class _PerSample:
+    """An array of every corpus, such as its lengths, indexed by sample numbers over all, without copies of it."""
 
-    corpora: list[Corpus]
+    name: str
+    corpora: list[Any]
     offsets: I64
 
-    def __getitem__(self, ids: I64) -> npt.NDArray[np.uint32]:
-        result = np.empty(len(ids), dtype=np.uint32)
+    def __getitem__(self, ids: I64) -> I64:
+        result = np.empty(len(ids), dtype=np.int64)
         for corpus, places, local in _by_corpus(self.corpora, self.offsets, ids):
-            result[places] = corpus.lengths[local]
+            result[places] = getattr(corpus, self.name)[local]
         return result
 
 
 class Mixture:
-    """Corpora by name, in this order, with weights of any positive scale.
+    """Corpora by name, in this order, with weights of any positive scale; all of one kind.
 
     Raises DataError as `data.share.shares` and `data.order.Order` do.
     """
 
     def __init__(
         self,
-        corpora: dict[str, Corpus],
+        corpora: Mapping[str, Any],
         weights: Sequence[float],
         seed: int,
         global_batch: int,
@@ -55,7 +56,8 @@ class Mixture:
         self.names, self.corpora = list(corpora), list(corpora.values())
         counts = np.array([corpus.count for corpus in self.corpora], dtype=np.int64)
         self.offsets: I64 = np.cumsum(counts) - counts
-        self.lengths = _Lengths(self.corpora, self.offsets)
+        self.lengths = _PerSample("lengths", self.corpora, self.offsets)
+        self.depths = _PerSample("depths", self.corpora, self.offsets)  # of alignments
         self.seed, self.global_batch = seed, global_batch
         self.count, self.nucleotides = int(counts.sum()), sum(int(c.lengths.sum(dtype=np.int64)) for c in self.corpora)
         self.orders = [
@@ -100,10 +102,21 @@ class Mixture:
 
     def letters(self, ids: I64) -> list[npt.NDArray[np.uint8]]:
         """ASCII letters of each sample, as `data.index.Corpus.letters`."""
-        result: list[npt.NDArray[np.uint8]] = [np.empty(0, dtype=np.uint8)] * len(ids)
+        return self._gather("letters", ids)
+
+    def alignments(self, ids: I64) -> list[Any]:
+        """As `data.alignments.AlignmentCorpus.alignments`."""
+        return self._gather("alignments", ids)
+
+    def profiles(self, ids: I64) -> list[Any]:
+        """As `data.reactivity.ReactivityCorpus.profiles`."""
+        return self._gather("profiles", ids)
+
+    def _gather(self, content: str, ids: I64) -> list[Any]:
+        result: list[Any] = [None] * len(ids)
         for corpus, places, local in _by_corpus(self.corpora, self.offsets, ids):
-            for place, letters in zip(places.tolist(), corpus.letters(local), strict=True):
-                result[place] = letters
+            for place, one in zip(places.tolist(), getattr(corpus, content)(local), strict=True):
+                result[place] = one
         return result
 
     @property
@@ -128,7 +141,7 @@ class Mixture:
         return [self._structures.of(letters) for letters in self.letters(ids)]
 
 
-def _by_corpus(corpora: list[Corpus], offsets: I64, ids: I64) -> list[tuple[Corpus, I64, I64]]:
+def _by_corpus(corpora: list[Any], offsets: I64, ids: I64) -> list[tuple[Any, I64, I64]]:
     """(corpus, places in ``ids``, sample numbers within it) for every corpus that occurs."""
     owner = np.searchsorted(offsets, ids, side="right") - 1
     found = []

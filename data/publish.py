@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import DataError
+from data.manifest import MANIFEST, file_sha256
 
 _JOB = "job.json"
+_FINISHED = "finished"  # holds the hash of the manifest that was built
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -57,6 +59,17 @@ def partial_directory(output: Path, job: str, overwrite: bool) -> Iterator[Path]
         shutil.rmtree(partial)
     finally:
         os.close(lock)
+
+
+def mark_finished(built: Path) -> None:
+    """Says that the job has built all of ``built``, a directory in its partial one, so that a restart need not."""
+    write_durably(built.parent / _FINISHED, file_sha256(built / MANIFEST).encode())
+
+
+def is_finished(built: Path) -> bool:
+    """Whether ``built`` is what this job built: a kill right after publishing may leave there what it replaced."""
+    marker, manifest = built.parent / _FINISHED, built / MANIFEST
+    return marker.is_file() and manifest.is_file() and marker.read_text() == file_sha256(manifest)
 
 
 def publish(built: Path, output: Path) -> None:

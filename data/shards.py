@@ -52,6 +52,11 @@ BLOCK = np.dtype(
 )
 
 
+def block_dtype(more: Sequence[str] = ()) -> np.dtype[Any]:
+    """BLOCK with the offsets of further members, which corpora of other kinds have in every block."""
+    return np.dtype([*BLOCK.descr, *((name, "<u8") for name in more)])
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """What the manifest says of a shard, plus its block table (BLOCK [blocks], `shard` not yet set)."""
@@ -82,7 +87,12 @@ class ShardWriter:
 
     How sequences are divided over calls of `add` changes no byte. Hashing and syncing a finished shard happens in a
     thread while the next one is written.
+
+    Another kind of corpus has more members per block: `more` names them and `more_members` makes them (npy bytes by
+    member name, of the sequences [start, stop) that wait), and `forget` drops what was written.
     """
+
+    more: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, split: str, shard_bytes: int) -> None:
         self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
@@ -129,6 +139,13 @@ class ShardWriter:
             start = stop
         self._letters, self._names = self._letters[start:], self._names[start:]
         self._types, self._starts = self._types[start:], self._starts[start:]
+        self.forget(start)
+
+    def more_members(self, start: int, stop: int) -> dict[str, bytes]:
+        return {}
+
+    def forget(self, stop: int) -> None:
+        """The sequences before ``stop`` were written."""
 
     def _write_block(self, start: int, stop: int, ends: npt.NDArray[np.int64]) -> None:
         tok = np.frombuffer(b"".join(self._letters[start:stop]), dtype=np.uint8)
@@ -140,11 +157,12 @@ class ShardWriter:
         }
         if self._clustered:
             members["cluster.npy"] = npy(self._starts[start:stop])
+        members |= self.more_members(start, stop)
         size = sum(_TAR_BLOCK + _padded(len(content)) for content in members.values())
         if self._tar is not None and _padded(self._tar.size + size + _ARCHIVE_END, _RECORD) > self.shard_bytes:
             self._finish_shard()
         if self._tar is None:
-            self._tar = _OpenShard(self.folder, self.split, len(self._finished))
+            self._tar = _OpenShard(self.folder, self.split, len(self._finished), self.more)
         self._tar.write(members, stop - start, len(tok))
 
     def _finish_shard(self) -> None:
@@ -169,8 +187,8 @@ class ShardWriter:
 
 
 class _OpenShard:
-    def __init__(self, folder: Path, split: str, number: int) -> None:
-        self.number, self.split = number, split
+    def __init__(self, folder: Path, split: str, number: int, more: tuple[str, ...] = ()) -> None:
+        self.number, self.split, self.more = number, split, more
         self.path = folder / f"{split}-{number:06d}.tar"
         self._file = open(self.path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by finish)
         self.size = 0  # bytes of all members so far
@@ -188,7 +206,7 @@ class _OpenShard:
             self._file.write(bytes(_padded(len(content)) - len(content)))
         width = (len(members["id.npy"]) - npy_header_bytes(members["id.npy"])) // sequences
         row = (data_at["tok.npy"], data_at["off.npy"], data_at["id.npy"], width, data_at["type.npy"], self.size)
-        self._blocks.append((0, sequences, *row, 0))
+        self._blocks.append((0, sequences, *row, 0, *(data_at[f"{name}.npy"] for name in self.more)))
         self.sequences += sequences
         self.nucleotides += nucleotides
         self._tok.append(slice(data_at["tok.npy"], data_at["tok.npy"] + nucleotides))
@@ -197,7 +215,7 @@ class _OpenShard:
         """Closes, hashes, counts (the bytes as they lie on disk) and syncs the file."""
         self._file.write(bytes(_padded(self.size + _ARCHIVE_END, _RECORD) - self.size))
         self._file.close()
-        blocks = np.array(self._blocks, dtype=BLOCK)
+        blocks = np.array(self._blocks, dtype=block_dtype(self.more))
         with open(self.path, "rb") as file:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
                 blocks["span_end"][-1] = len(view)
@@ -225,7 +243,7 @@ def block_table(shards: Sequence[ShardRecord]) -> dict[str, npt.NDArray[Any]]:
         table["shard"] = number
         tables.append(table)
     joined = np.concatenate(tables)
-    return {name: np.ascontiguousarray(joined[name]) for name in BLOCK.names or ()}
+    return {name: np.ascontiguousarray(joined[name]) for name in joined.dtype.names or ()}
 
 
 def letter_counts(letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

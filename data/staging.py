@@ -59,6 +59,9 @@ def stage(corpus: str, cache: str | None, gigabytes: float | None = None, allow_
     return Staged.open(corpus, Path(cache), limit, allow_pipe=allow_pipe)
 
 
+_PLACES: np.dtype[Any] = np.dtype([("shard", "<u4"), ("sequences", "<u4")])  # of an index, whatever its kind
+
+
 class Staged:
     """A corpus being staged, as one process sees it. ``path``: its local directory; ``manifest``: as read."""
 
@@ -207,7 +210,7 @@ class Staged:
         Called from other threads than the caller's, so it must be a function of its own (an Order caches). Raises
         DataError where one step reads more than the cache may hold.
         """
-        blocks = read_block_table(self.path)
+        blocks = read_block_table(self.path, _PLACES)
         shards = self.manifest["shards"]
         own = np.array([shard["split"] == split for shard in shards], dtype=bool)[blocks["shard"]]
         ends = np.cumsum(blocks["sequences"][own].astype(np.int64))

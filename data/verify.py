@@ -11,6 +11,7 @@ import hashlib
 import io
 import mmap
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,23 +53,13 @@ def verify(path: str | Path) -> Report:
     except DataError as error:  # without these nothing else can be trusted, or found
         report.problems.append(str(error))
         return report
-    expected = {
-        MANIFEST,
-        CARD,
-        PICTURE,
-        *manifest["files"],
-        *manifest.get("sidecars", {}),
-        *(shard["name"] for shard in manifest["shards"]),
-    }
-    for extra in sorted(p.name for p in report.path.iterdir() if p.name not in expected):
-        report.problems.append(f"{report.path / extra}: does not belong to the corpus.")
-
+    report.problems += foreign_files(report.path, manifest)
     lengths = np.load(report.path / LENGTHS, mmap_mode="r", allow_pickle=False)
     letters = np.zeros(256, dtype=np.int64)
     types = {split: np.zeros(256, dtype=np.int64) for split in SPLITS}
     starts: dict[str, list[npt.NDArray[np.bool_]]] = {split: [] for split in SPLITS}
     for number, shard in enumerate(manifest["shards"]):
-        checked = _Shard(report, shard, blocks[blocks["shard"] == number], CLUSTERS in manifest["files"])
+        checked = ShardCheck(report, shard, blocks[blocks["shard"] == number], CLUSTERS in manifest["files"])
         own = lengths[report.sequences : report.sequences + shard["sequences"]]
         found = checked.run(manifest["alphabet"].encode(), len(manifest["type_names"]))
         if not np.array_equal(found, own):
@@ -86,14 +77,31 @@ def verify(path: str | Path) -> Report:
     return report
 
 
-class _Shard:
-    """One shard: its hashes, its tar structure against the block table, and the content of its blocks."""
+def foreign_files(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """A sentence for every file in the directory that the manifest does not name."""
+    expected = {
+        MANIFEST,
+        CARD,
+        PICTURE,
+        *manifest["files"],
+        *manifest.get("sidecars", {}),
+        *(shard["name"] for shard in manifest["shards"]),
+    }
+    for extra in sorted(p.name for p in path.iterdir() if p.name not in expected):
+        yield f"{path / extra}: does not belong to the corpus."
+
+
+class ShardCheck:
+    """One shard: its hashes, its tar structure against the block table, and the content of its blocks.
+
+    ``more``: members of a block beyond those of sequences.
+    """
 
     def __init__(self, report: Report, shard: dict[str, Any], table: npt.NDArray[np.void], clustered: bool) -> None:
         self.path, self.shard, self.table, self.problems = report.path / shard["name"], shard, table, report.problems
         self.letters = np.zeros(256, dtype=np.int64)
         self.types = np.zeros(256, dtype=np.int64)
-        self.more = ("cluster",) if clustered else ()
+        self.more: tuple[str, ...] = ("cluster",) if clustered else ()
         self.starts: list[npt.NDArray[np.bool_]] = []  # of each block: which sequences start a cluster
 
     def run(self, alphabet: bytes, type_count: int) -> npt.NDArray[np.uint32]:
@@ -128,18 +136,20 @@ class _Shard:
                     member = members[f"{prefix}-{b:05d}.{part}.npy"]
                     file = tar.extractfile(member)
                     content = file.read() if file is not None else b""
-                    if part not in self.more and member.offset_data + npy_header_bytes(content) != int(row[part]):
+                    told = int(row[part]) if part in (row.dtype.names or ()) else None
+                    if told not in (None, member.offset_data + npy_header_bytes(content)):
                         self.problems.append(f"{self.path}: block {b}: the index misplaces {member.name}.")
                     arrays[part] = np.load(io.BytesIO(content), allow_pickle=False)
-                found.append(self._block(b, row, arrays, alphabet, type_count))
+                found.append(self.block(b, row, arrays, alphabet, type_count))
         lengths = np.concatenate(found).astype(np.uint32)
         if len(lengths) != self.shard["sequences"] or int(lengths.sum(dtype=np.int64)) != self.shard["nucleotides"]:
             self.problems.append(f"{self.path}: its sequences or nucleotides are not as many as the manifest says.")
         return lengths
 
-    def _block(
+    def block(
         self, b: int, row: np.void, arrays: dict[str, npt.NDArray[Any]], alphabet: bytes, type_count: int
     ) -> npt.NDArray[np.int64]:
+        """Checks the arrays of block ``b``; the lengths of its sequences."""
         off, tok, n = arrays["off"].astype(np.int64), arrays["tok"], int(row["sequences"])
         lengths = np.diff(off)
         if len(off) != n + 1 or len(arrays["id"]) != n or len(arrays["type"]) != n:

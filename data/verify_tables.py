@@ -23,9 +23,9 @@ def check_tables(path: Path, manifest: dict[str, Any], starts: dict[str, list[np
 
     ``starts``: per split, what the shards say of each sequence: whether it starts a cluster.
     """
-    damaged = list(_check_hashes(path, manifest))
+    damaged = list(check_hashes(path, manifest))
     yield from damaged
-    yield from _check_clusters(path, manifest, starts)
+    yield from check_clusters(path, manifest, starts)
     if damaged or "sidecars" not in manifest:
         return
     if SOURCES in manifest["sidecars"]:
@@ -39,7 +39,7 @@ def check_tables(path: Path, manifest: dict[str, Any], starts: dict[str, list[np
             yield f"{path / EXCLUDED}: lists {lines} sequences, the manifest counts others."
 
 
-def _check_hashes(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def check_hashes(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
     for name, expected in manifest.get("sidecars", {}).items():
         if not (path / name).is_file():
             yield f"{path / name}: is missing."
@@ -47,7 +47,7 @@ def _check_hashes(path: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{path / name}: does not match its hash in the manifest, it was changed."
 
 
-def _check_clusters(
+def check_clusters(
     path: Path, manifest: dict[str, Any], starts: dict[str, list[npt.NDArray[np.bool_]]]
 ) -> Iterator[str]:
     for split in SPLITS:

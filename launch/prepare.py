@@ -6,7 +6,14 @@ python launch/prepare.py verify DIR
 python launch/prepare.py describe DIR                             # tables, and DIR/README.md with a picture
 python launch/prepare.py download --config data/rnacentral.yaml   # raw files, checked
 python launch/prepare.py tokenizer DIR --kind bpe --vocabulary 1024 --to tokenizers/my
+python launch/prepare.py motifs DIR --to motifs.txt                # enriched words, for masking (npmi: NPMI words)
 python launch/prepare.py synthetic --sequences 24000 --to corpora/demo [key=value ...]
+python launch/prepare.py alignments --config data/rfam_14_7.yaml [key=value ...]
+python launch/prepare.py alignments --from Rfam.seed.gz more_a3m/ --to corpora/msa [key=value ...]
+python launch/prepare.py reactivity --config data/ribonanza.yaml [key=value ...]
+python launch/prepare.py reactivity --from train_data.csv --to corpora/my_profiles [key=value ...]
+python launch/prepare.py synthetic --reactivity --sequences 2000 --to corpora/demo_profiles [key=value ...]
+python launch/prepare.py synthetic --alignments 64 --rows 256 --to corpora/demo_msa [key=value ...]
 """
 
 from __future__ import annotations
@@ -25,11 +32,13 @@ from data.errors import DataError
 from data.prepare_config import PrepareConfig, load_prepare_config
 from data.synthetic import SyntheticCorpus
 from data.synthetic_family import PRESETS
-from data.verify import verify
+from launch.alignments_command import alignments_command, synthetic_alignments
 from launch.cli import find_config, main_guard
-from launch.corpus_card import write_card
-from launch.corpus_tables import build_progress, print_build, print_description
+from launch.corpus_tables import build_progress, print_build
 from launch.download_command import download_command
+from launch.kinds import kind_of_config, kind_of_corpus
+from launch.motifs_command import motifs_command, npmi_command
+from launch.reactivity_command import reactivity_command, synthetic_reactivity
 from launch.tokenizer_command import tokenizer_command
 
 
@@ -44,7 +53,11 @@ def build_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--fasta", nargs="+", metavar="PATH", help="FASTA files, folders or globs, instead of a config")
     parser.add_argument("--to", metavar="DIR", help="output directory, with --fasta")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    config = _config(parser.parse_intermixed_args(arguments))
+    parsed = parser.parse_intermixed_args(arguments)
+    other_kind = kind_of_config(parsed.config).build if parsed.config else None
+    if other_kind is not None:
+        return other_kind(arguments)
+    config = _config(parsed)
     # The reading thread needs the interpreter for an instant per chunk and would wait 5 ms for it each time.
     sys.setswitchinterval(5e-4)
     with build_progress() as progress:
@@ -86,22 +99,22 @@ def _directory(command: str, arguments: Sequence[str]) -> Path:
 
 def verify_command(arguments: Sequence[str]) -> None:
     """Checks every byte of a corpus; the exit code says whether it is intact."""
-    report = verify(_directory("verify", arguments))
+    directory = _directory("verify", arguments)
+    kind = kind_of_corpus(directory)
+    report = kind.verify(directory)
     if not report.intact:
         for problem in report.problems[1:]:
             print(f"error: {problem}", file=sys.stderr)
         raise DataError(report.problems[0])
-    print(
-        f"{report.path}: intact; {report.sequences:,} sequences, {report.nucleotides:,} nucleotides in "
-        f"{report.blocks:,} blocks of {report.shards:,} shards, {report.bytes / 1e6:,.1f} MB"
-    )
+    print(f"{report.path}: intact; {kind.contents(report)}")
 
 
 def describe_command(arguments: Sequence[str]) -> None:
     """Prints what a corpus holds, and writes it into the directory as a dataset card with a picture."""
     directory = _directory("describe", arguments)
-    print_description(directory)
-    print(write_card(directory))
+    kind = kind_of_corpus(directory)
+    kind.describe(directory)
+    print(kind.card(directory))
 
 
 def synthetic_command(arguments: Sequence[str]) -> None:
@@ -109,11 +122,26 @@ def synthetic_command(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="prepare.py synthetic", description=synthetic_command.__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--sequences", type=int, default=24000, help="members drawn, before duplicates are removed")
+    parser.add_argument("--alignments", type=int, metavar="FAMILIES", help="alignments of so many families instead")
+    parser.add_argument("--rows", type=int, default=256, help="with --alignments: rows of each")
+    parser.add_argument("--reactivity", action="store_true", help="chemical mapping profiles of the sequences instead")
+    parser.add_argument("--csv", metavar="FILE", help="with --reactivity: write only a table like train_data.csv")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--to", metavar="DIR", help="the corpus to make")
     parser.add_argument("--fasta", metavar="FILE", help="write only a FASTA file")
+    parser.add_argument("--stockholm", metavar="FILE", help="with --alignments: write only a Stockholm file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parsed = parser.parse_intermixed_args(arguments)
+    if parsed.alignments is not None:
+        synthetic_alignments(parsed)
+        return
+    if parsed.reactivity:
+        synthetic_reactivity(parsed)
+        return
+    if parsed.csv:
+        raise DataError("--csv goes with --reactivity.")
+    if parsed.stockholm:
+        raise DataError("--stockholm needs --alignments FAMILIES, how many alignments to write.")
     if bool(parsed.to) == bool(parsed.fasta):
         raise DataError("give either --to DIR for a corpus or --fasta FILE for a FASTA file.")
     corpus = SyntheticCorpus(parsed.seed, parsed.preset)
@@ -131,6 +159,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "synthetic": synthetic_command,
     "download": download_command,
     "tokenizer": tokenizer_command,
+    "motifs": motifs_command,
+    "npmi": npmi_command,
+    "alignments": alignments_command,
+    "reactivity": reactivity_command,
 }
 
 

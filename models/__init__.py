@@ -14,6 +14,10 @@ from models.errors import ModelError
 
 _CLASSES = {  # name in recipes -> module, config class, module class
     "rinalmo": ("models.rinalmo", "RiNALMoConfig", "RiNALMo"),
+    "aido_rna": ("models.aido_rna", "AidoRNAConfig", "AidoRNA"),
+    "rnamsm": ("models.rnamsm", "RNAMSMConfig", "RNAMSM"),
+    "rnaernie": ("models.rnaernie", "RNAErnieConfig", "RNAErnie"),
+    "ribonanzanet": ("models.ribonanzanet", "RibonanzaNetConfig", "RibonanzaNet"),
 }
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.alignments import AlignmentCorpus
 from data.errors import DataError
 from data.index import Corpus
 from data.loader import StepPlanner
+from data.manifest import read_manifest
 from data.mixture import Mixture
 from data.staging import Staged, stage
 from data.structures import StructureTable, WithStructures
@@ -20,7 +22,10 @@ from pretrain.config import DataConfig, MixtureSource, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
-from pretrain.validation import Validation
+from pretrain.validation import HeldOut, Validation
+
+CORPORA: dict[str, Any] = {"sequences": Corpus, "alignments": AlignmentCorpus}
+VALIDATIONS: dict[str, type[HeldOut]] = {"sequences": Validation}
 
 
 @dataclass
@@ -32,8 +37,12 @@ class Place:
     location: Path
     staged: Staged | None
 
-    def open(self, split: str) -> Corpus:
-        return Corpus.open(self.location, split, shards=self.staged.locate if self.staged else None)
+    def open(self, split: str, kind: str = "sequences") -> Any:
+        """The corpus, of that kind. Raises DataError if it is of another one."""
+        found = read_manifest(self.location).get("kind", "sequences")
+        if found != kind:
+            raise DataError(f"{self.location}: is a corpus of {found}, but this objective trains on {kind}.")
+        return CORPORA[kind].open(self.location, split, shards=self.staged.locate if self.staged else None)
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Opened:
     mixture: Mixture
     objective: Any
     planner: StepPlanner
-    validations: dict[str, Validation] = field(default_factory=dict)  # by corpus name
+    validations: dict[str, HeldOut] = field(default_factory=dict)  # by corpus name
 
     @property
     def mixed(self) -> bool:
@@ -137,7 +146,9 @@ def open_data(
     weights = [place.weight for place in places]
     seed = settings.run.seed if seed is None else seed
     structures = None if settings.data.structures is None else StructureTable.read(Path(settings.data.structures))
-    mixture = Mixture({place.name: place.open("train") for place in places}, weights, seed, n, structures)
+    mixture = Mixture(
+        {place.name: place.open("train", objective.kind) for place in places}, weights, seed, n, structures
+    )
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
     if budget.epochs is not None and len(places) > 1:
         raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
@@ -146,15 +157,17 @@ def open_data(
     planner.steps = budget.steps or opened.steps_in(budget.epochs or 0.0)
     if settings.validation.sequences > 0:
         opened.validations = {
-            place.name: Validation(_held_out(place, structures), objective, settings.validation.sequences, limit)
+            place.name: VALIDATIONS[objective.kind](
+                _held_out(place, objective.kind, structures), objective, settings.validation.sequences, limit
+            )
             for place in places
         }
     return opened
 
 
-def _held_out(place: Place, structures: StructureTable | None) -> Any:
+def _held_out(place: Place, kind: str, structures: StructureTable | None) -> Any:
     try:
-        corpus = place.open("validation")
+        corpus = place.open("validation", kind)
     except DataError as error:
         raise DataError(f"{error} (To train without validation, set validation.sequences=0.)") from error
     return corpus if structures is None else WithStructures(corpus, structures)

@@ -1,4 +1,4 @@
-"""Ranger, the optimizer that RibonanzaNet was trained with: RAdam, decoupled weight decay, centralised gradients, lookahead.
+"""Ranger, RibonanzaNet's optimizer: RAdam with decoupled weight decay, lookahead, and centralised gradients.
 
 Source: RibonanzaNet specification 6. Everything in `Ranger` acts element by element, so that it does the same to a
 parameter, to its flattened form and to any cut of it, which is what DeepSpeed's ZeRO gives it. Centralisation needs the
@@ -23,8 +23,8 @@ class Ranger(torch.optim.Optimizer):
     """RAdam with decoupled weight decay, and lookahead: every ``k`` steps slow += alpha · (fast - slow), fast = slow.
 
     The slow weights start as the weights. Per parameter, the state holds the moments ``exp_avg`` and ``exp_avg_sq``,
-    ``slow``, and the number of updates ``step`` (a scalar on the CPU), which also counts the lookahead. The defaults are
-    the authors'. A parameter without gradient is left alone, its step count included.
+    ``slow``, and the number of updates ``step`` (a scalar on the CPU), which also counts the lookahead. The defaults
+    are the authors'. A parameter without gradient is left alone, its step count included.
     """
 
     def __init__(

@@ -20,7 +20,6 @@ from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, peak_flops
 from pretrain.meter import Meter
-from pretrain.references import reference_losses
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.signals import RESUBMIT, StopRequest
 from pretrain.stages import Stage
@@ -317,17 +316,16 @@ class Trainer:
         if not stage.settings.validation.baselines:
             return
         for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
-            measure = partial(reference_losses, corpus, validation)
+            measure = partial(validation.references, corpus)
             references = world.together(measure if world.first else dict)
             if self.tracker is None:
                 continue
             if self.progress.step == stage.start:
                 self.tracker.write("references", self.progress.step, references | self._labels(name))
             for title, figures in references.items():
-                self.console.say(
-                    f"  {title.replace('_', ' ')} on the validation targets{f' of {name}' * self.data.mixed}: loss "
-                    f"{figures['loss']:.4f}  perplexity {figures['perplexity']:.3f}"
-                )
+                shown = "  ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
+                of = f" of {name}" if self.data.mixed else ""
+                self.console.say(f"  {title.replace('_', ' ')} on the validation targets{of}: {shown}")
 
     def _clusters(self) -> str:
         """An epoch draws one sequence per cluster, or without clusters every sequence: that must be seen."""

@@ -44,7 +44,7 @@ class HeldOut:
     def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
         """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""
         costs = self.objective.costs(self.corpus, self.ids)
-        for chosen in layout.plan_step(costs, ranks, self.budget)[rank]:
+        for chosen in layout.plan_step(costs, ranks, self.budget, self.objective.one_per_micro_batch)[rank]:
             samples = self.objective.read(self.corpus, self.ids[chosen])
             yield chosen, self.objective.collate(samples, self._keys[chosen], Moment.last())
 
@@ -82,6 +82,10 @@ class HeldOut:
     def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
         raise NotImplementedError
 
+    def references(self, training: Any) -> dict[str, Any]:
+        """Figures of trivial models, fitted on the training split, on the same targets: name -> {figure: value}."""
+        raise NotImplementedError
+
 
 class Validation(HeldOut):
     """Of masked sequences, per RNA type."""
@@ -93,6 +97,11 @@ class Validation(HeldOut):
         super().__init__(corpus, objective, sequences, budget)
         self.types = corpus.types(self.ids)
         self.rows = len(corpus.type_names)
+
+    def references(self, training: Corpus) -> dict[str, Any]:
+        from pretrain.references import reference_losses  # which needs this class
+
+        return reference_losses(training, self)
 
     def _sums(self, logits: Tensor, batch: MaskedBatch, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         targets = batch.targets.cpu()

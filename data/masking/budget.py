@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
+_RANDOM_BITS = 30
 
 
 def budgets(lengths: npt.NDArray[np.integer], rate: float, max_tokens: int) -> I64:
@@ -22,7 +23,7 @@ def budgets(lengths: npt.NDArray[np.integer], rate: float, max_tokens: int) -> I
 def greedy(
     starts: list[int], stops: list[int], shortest: int, least: int, budget: int, taken: bytearray
 ) -> tuple[list[int], list[int], int]:
-    """Takes intervals [start, stop) of one sequence in order; marks them in ``taken`` (one byte per nucleotide).
+    """Takes intervals [start, stop) of one sequence in order; marks them in ``taken`` (a byte per nucleotide: is it?).
 
     One that is longer than what is left is shortened at its end, to no less than ``least`` nucleotides (0: never).
     ``shortest`` is the length of the shortest: when that no longer fits, nothing does. Nucleotides marked beforehand
@@ -84,15 +85,18 @@ def first_of_each(sample: I64, draws: npt.NDArray[np.uint64], quota: I64) -> I64
 
 
 def by_sample(sample: I64, draws: npt.NDArray[np.uint64]) -> I64:
-    """The order [n] that sorts by sample (ascending from 0), and within it by draw.
+    """The order [n] that sorts by sample (ascending from 0), and within it by the upper 30 bits of draws, then place.
 
-    Sorts plain integers, sample in the high bits and index in the low ones: faster than an argsort, and without ties.
+    Sorts plain integers, sample in the high bits and index in the low ones: several times faster than an argsort. The
+    bits that count do not depend on n, so a sample's order is the same in any company.
     """
     n = len(sample)
     if not n:
         return np.zeros(0, dtype=np.int64)
-    index_bits = np.uint64((n - 1).bit_length())
-    sample_bits = np.uint64(max(int(sample[-1]).bit_length(), 1))
-    random = draws >> (sample_bits + index_bits) << index_bits
-    words = sample.astype(np.uint64) << (np.uint64(64) - sample_bits) | random | np.arange(n, dtype=np.uint64)
-    return (np.sort(words) & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64)
+    index_bits, sample_bits = (n - 1).bit_length(), int(sample[-1]).bit_length()
+    random = draws >> np.uint64(64 - _RANDOM_BITS)
+    if index_bits + sample_bits + _RANDOM_BITS > 64:
+        return np.lexsort((random, sample))
+    upper = sample.astype(np.uint64) << np.uint64(_RANDOM_BITS) | random
+    words = np.sort(upper << np.uint64(index_bits) | np.arange(n, dtype=np.uint64))
+    return (words & np.uint64((1 << index_bits) - 1)).astype(np.int64)

@@ -49,20 +49,19 @@ def length_probabilities(options: SpanOptions) -> npt.NDArray[np.float64]:
         weights = (1 - options.p) ** rank.astype(np.float64)
     else:
         weights = np.ones(len(rank))
-    return weights / weights.sum()
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def words(hits: Hits, keys: Keys, options: WordOptions) -> Candidates:
     """The occurrences of words, in the order that ``options`` asks for."""
     size = hits.stop - hits.start
-    # 41 random bits, below what the order decides on.
-    turn = randomness.bits(_keyed("word order", keys)[hits.sample], (hits.start << 16) | size) >> np.uint64(23)
+    turn = randomness.bits(_keyed("word order", keys)[hits.sample], (hits.start << 16) | size)
     if options.order == LONGEST:
-        turn |= (np.uint64(0xFFFF) - size.astype(np.uint64)) << np.uint64(41)
+        turn = (np.uint64(0xFFFF) - size.astype(np.uint64)) << np.uint64(48) | turn >> np.uint64(16)
     elif options.order == DB_FIRST:
-        as_they_occur = (np.uint64(1) << np.uint64(41)) + np.arange(len(size), dtype=np.uint64)
-        turn = np.where(hits.mined, as_they_occur, turn)
-    order = np.lexsort((turn, hits.sample))
+        turn = np.where(hits.mined, np.uint64(1 << 63), turn >> np.uint64(1))  # of equal turns the first read is first
+    order = by_sample(hits.sample, turn)
     return Candidates(hits.sample, hits.start[order], hits.stop[order])
 
 

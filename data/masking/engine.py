@@ -129,36 +129,39 @@ class _State:
     def __init__(self, packed: Packed, firsts: I64, budget: I64) -> None:
         self._packed, self._firsts = packed, firsts
         self.left = budget
-        self._blocked = np.where(packed.eligible, 0, 1).astype(np.uint8)  # taken or not eligible
-        self._unit = np.full(len(packed.letters), -1, dtype=np.int64)
+        self._marks = bytearray(np.where(packed.eligible, 0, 1).astype(np.uint8))  # 1: taken or not eligible
+        self._unit = np.full(len(packed.letters), -1, dtype=np.int64)  # as a place in the packed letters
 
     def take(self, mine: I64, offered: Candidates, least: int) -> None:
         """Greedily, for the sequences ``mine``, to which the candidates' samples refer."""
-        bounds = np.searchsorted(offered.sample, np.arange(len(mine) + 1)).tolist()
-        starts, stops = offered.start.tolist(), offered.stop.tolist()
-        first_ones = np.flatnonzero(np.diff(offered.sample, prepend=-1))
+        offset = self._firsts[mine][offered.sample]
+        starts, stops = (offered.start + offset).tolist(), (offered.stop + offset).tolist()
+        partners = None
+        if offered.partner is not None:
+            partners = np.where(offered.partner >= 0, offered.partner + offset, -1).tolist()
         shortest = np.zeros(len(mine), dtype=np.int64)
-        if len(first_ones):
-            shortest[offered.sample[first_ones]] = np.minimum.reduceat(offered.stop - offered.start, first_ones)
-        partners = None if offered.partner is None else offered.partner.tolist()
-        found: list[list[int]] = [[], [], []]  # first, last + 1 and unit of what is taken, into the packed letters
-        for place, i in enumerate(mine.tolist()):
-            a, b = bounds[place], bounds[place + 1]
-            if a == b or not self.left[i]:
+        begins = np.flatnonzero(np.diff(offered.sample, prepend=-1))
+        if len(begins):
+            shortest[offered.sample[begins]] = np.minimum.reduceat(offered.stop - offered.start, begins)
+        bounds = np.searchsorted(offered.sample, np.arange(len(mine) + 1)).tolist()
+        left = self.left[mine].tolist()
+        taken: list[int] = []
+        ends: list[int] = []
+        units: list[int] = []
+        for i, (a, b, least_size) in enumerate(zip(bounds[:-1], bounds[1:], shortest.tolist(), strict=True)):
+            if a == b or not left[i]:
                 continue
-            first, size, left = int(self._firsts[i]), int(self._packed.lengths[i]), int(self.left[i])
-            taken = bytearray(self._blocked[first : first + size].tobytes())
             if partners is None:
-                begun, ended, self.left[i] = greedy(starts[a:b], stops[a:b], int(shortest[place]), least, left, taken)
-                units = begun
+                begun, ended, left[i] = greedy(starts[a:b], stops[a:b], least_size, least, left[i], self._marks)
+                units += begun
             else:
-                begun, units, self.left[i] = greedy_pairs(starts[a:b], partners[a:b], left, taken)
+                begun, brought, left[i] = greedy_pairs(starts[a:b], partners[a:b], left[i], self._marks)
                 ended = [nucleotide + 1 for nucleotide in begun]
-            self._blocked[first : first + size] = np.frombuffer(taken, dtype=np.uint8)
-            found[0] += [first + start for start in begun]
-            found[1] += [first + stop for stop in ended]
-            found[2] += units
-        start, stop, unit = np.array(found, dtype=np.int64)
+                units += brought
+            taken += begun
+            ends += ended
+        self.left[mine] = left
+        start, stop, unit = np.array([taken, ends, units], dtype=np.int64)
         sizes = stop - start
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         self._unit[np.repeat(start, sizes) + within] = np.repeat(unit, sizes)
@@ -166,11 +169,11 @@ class _State:
     def fill(self, single: npt.NDArray[np.bool_], sample: I64, keys: Keys, level: I64) -> Selection:
         """Single nucleotides for the rest of the budget of the sequences in ``single``, then the result."""
         wanted = np.where(single, self.left, 0)
-        free = np.flatnonzero((self._blocked == 0) & (wanted > 0)[sample])
+        free = np.flatnonzero((np.frombuffer(self._marks, dtype=np.uint8) == 0) & (wanted > 0)[sample])
         if len(free):
             place = free - self._firsts[sample[free]]
             draws = randomness.bits(randomness.keys(randomness.key("base order"), keys)[sample[free]], place)
             chosen = first_of_each(sample[free], draws, wanted)
-            self._unit[free[chosen]] = place[chosen]
+            self._unit[free[chosen]] = free[chosen]
         selected = np.flatnonzero(self._unit >= 0)
-        return Selection(selected, self._unit[selected], level)
+        return Selection(selected, self._unit[selected] - self._firsts[sample[selected]], level)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from data import randomness
 from data.masking.options import BATCH, LEVELS, RAMP, STAGED, LevelWeights, Ramp, Stage
 
+F64 = npt.NDArray[np.float64]
+
 
 class LevelChoice:
     """``weights``, ``stages`` and ``ramp`` as in data/masking/options.py; ``schedule`` says which of them count."""
@@ -22,20 +24,22 @@ class LevelChoice:
         self._stages = [(stage.until, _array(stage)) for stage in stages]
         self._per_batch = choose_per == BATCH
 
-    def probabilities(self, fraction: float) -> npt.NDArray[np.float64]:
+    def probabilities(self, fraction: float) -> F64:
         """[levels] at this fraction of the run's steps, in the order of LEVELS; sums to 1."""
         if self._schedule == STAGED:
             weights = next((w for until, w in self._stages if fraction < until), self._stages[-1][1])
-            return weights / weights.sum()
+            staged: F64 = weights / weights.sum()
+            return staged
         if self._schedule == RAMP:
             ramp = self._ramp
             share = ramp.max * min(max((fraction - ramp.start) / (ramp.end - ramp.start), 0.0), 1.0)
             others = self._weights.copy()
             others[0] = 0.0
-            found = others / others.sum() * share
+            found: F64 = others / others.sum() * share
             found[0] = 1.0 - share
             return found
-        return self._weights / self._weights.sum()
+        mixed: F64 = self._weights / self._weights.sum()
+        return mixed
 
     def choose(self, keys: npt.NDArray[np.uint64], fraction: float = 1.0, batch_key: int = 0) -> npt.NDArray[np.int64]:
         """[n] index into LEVELS per sample. ``batch_key`` is the same for all samples of a step."""
@@ -59,6 +63,6 @@ class LevelChoice:
         return [level for level, found in zip(LEVELS, used.tolist(), strict=True) if found]
 
 
-def _array(weights: LevelWeights) -> npt.NDArray[np.float64]:
+def _array(weights: LevelWeights) -> F64:
     values = {field.name: getattr(weights, field.name) for field in fields(weights)}
     return np.array([values[level] for level in LEVELS], dtype=np.float64)

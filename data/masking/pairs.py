@@ -20,5 +20,10 @@ def partners(structure: bytes, start: int, length: int) -> npt.NDArray[np.int64]
         raise DataError(
             f"a structure of the corpus cannot be read ({error}); correct its source and prepare it again."
         ) from error
+    if len(whole) < start + length:
+        raise DataError(
+            f"a structure of the corpus has {len(whole)} characters, but its sequence has at least {start + length} "
+            "nucleotides; correct its source and prepare it again."
+        )
     cut = whole[start : start + length] - start
     return np.where((cut >= 0) & (cut < length), cut, -1)

@@ -23,7 +23,7 @@ I64 = npt.NDArray[np.int64]
 LEAST_TARGETS = 200  # fewer say nothing about composition
 FAR = 2.0  # a share that is more than so many times, or less than one so-many-th of, the corpus's
 LEAST_SHARE = 0.02  # of the corpus: rarer letters are not judged
-EVERYWHERE = 0.8  # words that cover more than this share of the corpus say nothing
+EVERYWHERE = 0.8  # words that cover more than this share of the corpus, and shuffled letters as well, say nothing
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LevelStatistics:
     """Of one level, applied to every sequence of the sample. The first three are None for levels without words."""
 
     hits_per_kilobase: float | None
-    enrichment: float | None  # hits against those in the same sequences with their letters shuffled
+    enrichment: float | None  # hits against those in the same sequences with their letters shuffled; None also if 0
     coverage: float | None  # share of nucleotides that lie in at least one hit
     masked_fraction: float  # mean over sequences
     without_targets: float  # share of sequences that get no target
@@ -76,7 +76,7 @@ def _words(
     every = np.arange(len(packed.lengths))
     hits = engine.hits(level, packed, every)
     shuffled = engine.hits(level, _shuffled(packed, keys), every)
-    enrichment = len(hits.start) / len(shuffled.start) if len(shuffled.start) else float("inf")
+    enrichment = len(hits.start) / len(shuffled.start) if len(shuffled.start) else None
     return 1000 * len(hits.start) / len(packed.letters), enrichment, _coverage(hits, packed)
 
 
@@ -117,7 +117,12 @@ def _warnings(level: str, found: LevelStatistics, corpus: dict[str, float]) -> l
                 f"masking level {level}: {letter} is {share:.1%} of its targets, but {expected:.1%} of the corpus; "
                 + ("check that words and sequences are spelled alike" if share == 0 else "its words are one-sided")
             )
-    if found.coverage is not None and found.coverage > EVERYWHERE:
+    if (
+        found.coverage is not None
+        and found.coverage > EVERYWHERE
+        and found.enrichment is not None
+        and found.enrichment < FAR
+    ):
         sentences.append(
             f"masking level {level}: its words cover {found.coverage:.0%} of all nucleotides ({found.enrichment:.2f} "
             "times as many hits as in shuffled sequences), so it hardly differs from random spans; raise its min_len"

@@ -46,8 +46,8 @@ class WordScanner:
     def scan(self, sequences: Sequence[bytes]) -> Hits:
         """``sequences``: ASCII letters."""
         text = _GAP.join(sequences).decode("latin-1")
-        found = list(chain.from_iterable(self._automaton.iter(text))) if self.count and text else []
-        ends, values = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        found = chain.from_iterable(self._automaton.iter(text)) if self.count and text else ()
+        ends, values = np.fromiter(found, dtype=np.int64).reshape(-1, 2).T
         firsts = np.cumsum([0, *(len(sequence) + 1 for sequence in sequences)])[: len(sequences)].astype(np.int64)
         sample = np.searchsorted(firsts, ends, side="right") - 1
         stop = ends + 1 - (firsts[sample] if len(ends) else 0)

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from models import MODELS
 from models.errors import ModelError
-from models.layouts import own, rinalmo
+from models.layouts import aido_rna, own, ribonanzanet, rinalmo, rnaernie, rnamsm
 from models.layouts.reading import read_json, read_tensors
 
-LAYOUTS = {"rinalmo": rinalmo}  # our name of the model -> its layout file
+LAYOUTS = {  # our name of the model -> its layout file
+    "rinalmo": rinalmo,
+    "aido_rna": aido_rna,
+    "rnamsm": rnamsm,
+    "rnaernie": rnaernie,
+    "ribonanzanet": ribonanzanet,
+}
 
 
 def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, Any, dict[str, Tensor]]:

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import ModelError
+from models.layouts.paddle import SUFFIX, read_pdparams
+from models.layouts.stand_ins import load_with_stand_ins
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
 
@@ -36,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU, in the file's dtype.
+    """The tensors of one `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file, on the CPU, in the file's dtype.
 
     A dictionary wrapped under `model` or `state_dict` is unwrapped. Entries that are not tensors are left out. Raises
     ModelError if the file is missing, of another kind, damaged, or needs code to load.
@@ -48,10 +50,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as e:
             raise ModelError(f"{path} is not a valid safetensors file ({e}); it may be truncated") from e
+    if path.suffix == SUFFIX:
+        return read_pdparams(path)
     if path.suffix not in TORCH_SUFFIXES:
         raise ModelError(f"{path} is neither a .safetensors nor a torch file ({', '.join(TORCH_SUFFIXES)})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".ckpt":  # Lightning's: hyper-parameters beside the weights
+            content = load_with_stand_ins(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ModelError(
             f"{path} cannot be loaded as plain tensors: it is not a torch file, or holds Python objects that would run"

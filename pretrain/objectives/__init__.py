@@ -2,8 +2,8 @@
 
 An objective has `costs` (what samples count for when batches are planned), `read` (corpus, ids -> samples), `collate`
 (samples, keys and the moment of the run -> micro-batch, in numpy, on the loader's thread) and `loss` (model,
-micro-batch -> sum over targets, counts). A micro-batch has `weight`: the loop
-divides the summed loss of a step by the summed weight of the whole global batch, once.
+micro-batch -> sum over targets, counts). A micro-batch has `weight`: the loop divides the summed loss of a step by the
+summed weight of the whole global batch, once.
 """
 
 from typing import Any

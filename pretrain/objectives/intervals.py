@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from data import randomness
 from data.alphabet import ALPHABETS, NUCLEOTIDES
@@ -96,7 +97,7 @@ class Intervals(MaskedObjective):
             types = self._type_tokens(corpus.type_names)[corpus.types(ids)]
         structures: list[bytes | None] = [None] * len(letters)
         if self._uses_pairs and getattr(corpus, "has_structures", False):
-            structures = [_as_bytes(structure) for structure in corpus.structures(ids)]
+            structures = corpus.structures(ids)
         return [Sample(*content) for content in zip(letters, types.tolist(), structures, strict=True)]
 
     def _type_tokens(self, names: list[str]) -> npt.NDArray[np.int64]:
@@ -139,18 +140,25 @@ class Intervals(MaskedObjective):
     def describe(self, corpus: Any, sequences: int = DESCRIBED) -> dict[str, Any]:
         """What the levels do to the first ``sequences`` of a corpus (which was shuffled when it was built).
 
+        Warnings are logged as well.
+
         {sequences, nucleotides, composition, levels: {level: {hits_per_kilobase, enrichment, coverage,
-        masked_fraction, without_targets, targets, composition}}, words: {level: {words, read, left out by reason}},
-        warnings}. The numbers always come from the same sequences and masks, so those of runs on one corpus compare.
+        masked_fraction, without_targets, targets, composition}}, words: {level: {words, fingerprint, read,
+        left out by reason}}, warnings}. The numbers always come from the same sequences and masks, so those of runs on
+        one corpus compare.
         """
-        ids = np.arange(min(sequences, len(corpus.lengths)))
+        ids = np.arange(min(sequences, corpus.count))
         keys = randomness.keys(randomness.key("describe"), ids)
         samples = self.read(corpus, ids)
         rows = self._rows.rows([sample.letters for sample in samples], keys, np.full(len(ids), -1))
         report = describe(self.engine, self._packed(samples, rows), keys)
         report["words"] = {
-            level: {"words": len(words.words) + len(mined.words), "read": words.read + mined.read}
-            | dict(words.left_out + mined.left_out)
+            level: {
+                "words": len(words.words) + len(mined.words),
+                "fingerprint": xxhash.xxh3_64_hexdigest("\n".join([*words.words, "", *mined.words]).encode()),
+                "read": words.read + mined.read,
+                **(words.left_out + mined.left_out),
+            }
             for level, (words, mined) in self.words.items()
         }
         for warning in report["warnings"]:
@@ -177,12 +185,3 @@ def _read_words(options: WordOptions) -> tuple[MotifWords, MotifWords]:
     database = read_motifs(options.files, *lengths, options.organism, options.threshold, options.expansions)
     mined = read_motifs(options.mined, *lengths, None, options.threshold, options.expansions)
     return database, mined
-
-
-def _as_bytes(structure: Any) -> bytes | None:
-    """Of a corpus: bytes, text, an array of ASCII, or nothing."""
-    if structure is None or len(structure) == 0:
-        return None
-    if isinstance(structure, str):
-        return structure.encode("latin-1")
-    return structure if isinstance(structure, bytes) else np.asarray(structure, dtype=np.uint8).tobytes()

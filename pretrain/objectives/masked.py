@@ -54,6 +54,9 @@ class MaskedBatch:
 class MaskedObjective:
     """Made of a vocabulary; subclasses add `token_lengths`, `read` and `collate`."""
 
+    kind = "sequences"  # of corpora
+    one_per_micro_batch = False
+
     def __init__(self, alphabet: Tokenizer):
         self.alphabet = alphabet
         self.nucleotide_ids = np.concatenate([alphabet.encode(letter) for letter in NUCLEOTIDES]).astype(np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from data import corpus as corpus_module
 from data.corpus import prepare
 from data.errors import DataError
 from data.index import Corpus
@@ -162,6 +163,26 @@ def test_empty_results_are_errors_and_leave_nothing(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             prepare(config(out / "corpus", fasta, **options))
         assert list(out.iterdir()) == []
+
+
+def test_a_kill_right_after_replacing_a_corpus_does_not_bring_the_old_one_back(tmp_path: Path) -> None:
+    one = write_fasta(tmp_path / "1.fa", random_sequences(60, 1, shortest=16))
+    two = write_fasta(tmp_path / "2.fa", random_sequences(60, 2, shortest=16))
+    out = tmp_path / "corpus"
+    prepare(config(out, two))
+    expected = content(out)
+    prepare(config(out, one, overwrite=True))
+    child = os.fork()
+    if child == 0:
+        plain = corpus_module.publish
+        corpus_module.publish = lambda *places: (plain(*places), os._exit(9))
+        prepare(config(out, two, overwrite=True))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert content(out) == expected
+    prepare(config(out, two, overwrite=True))
+    assert content(out) == expected
+    assert not (tmp_path / ".corpus.partial").exists()
 
 
 def test_existing_output_and_overwrite(tmp_path: Path) -> None:

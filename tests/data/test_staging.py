@@ -62,6 +62,8 @@ def order_of(corpus: Corpus) -> Order:
 class _AsTheyAre:
     """An objective whose micro-batches are the letters."""
 
+    one_per_micro_batch = False
+
     def read(self, corpus: Corpus, ids: np.ndarray) -> list[np.ndarray]:
         return corpus.letters(ids)
 

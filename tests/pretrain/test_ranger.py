@@ -123,7 +123,9 @@ def test_flattened_and_split_parameters_train_alike():
     torch.testing.assert_close(torch.cat([p.detach() for p in pieces]), torch.cat(cut(whole)), rtol=3e-7, atol=1e-8)
     for kind in STATE_KINDS:
         ours = torch.cat([split.state[p][kind] for p in pieces])
-        torch.testing.assert_close(ours, torch.cat(cut([optimizer.state[p][kind] for p in whole])), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            ours, torch.cat(cut([optimizer.state[p][kind] for p in whole])), rtol=1e-6, atol=1e-8
+        )
 
 
 def test_a_restored_state_continues_bit_for_bit():

@@ -1,0 +1,160 @@
+"""What a corpus of alignments is made of: its config, the checks of it, and the files behind each source.
+
+kind: alignments
+name: rfam
+sources:
+  - {name: seed, path: raw/rfam_seed/Rfam.seed.gz}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from data import prepare_config, structured
+from data.alignment_columns import COLUMNS, QUERIES, ColumnRules
+from data.errors import DataError
+from data.formats.alignment import FORMATS, SUFFIXES
+from data.rna_types import TYPES
+
+KIND = "alignments"
+# Keys that change no byte of the shards.
+_NOT_IDENTITY = ("kind", "output", "overwrite", "sources", "published")
+
+
+@dataclass
+class AlignmentSource:
+    """One origin of alignments. ``path`` is a file, a folder of files, or a glob (``**`` descends)."""
+
+    name: str = MISSING
+    path: str = MISSING
+    format: str = "auto"  # stockholm, a3m, a2m, fasta; auto: by content and name
+    type: str | None = None  # the RNA type of all its families; None takes it from Stockholm's `#=GF TP`
+    download: dict[str, Any] | None = None  # where its files come from: `data.download_config`
+
+
+@dataclass
+class AlignmentConfig:
+    """Paths are relative to the working directory."""
+
+    kind: str = KIND
+    name: str = MISSING
+    sources: list[AlignmentSource] = field(default_factory=list)
+    output: str = ""  # "" is corpora/NAME
+    overwrite: bool = False  # replace an existing output
+    columns: str = "rf"  # match columns of Stockholm and FASTA: rf (without an RF line: gaps), gaps, all
+    max_gaps: float = 0.5  # where gaps decide: columns with a larger share of gaps are dropped
+    query: str = "first"  # row 0 of those, whose gap columns are dropped: first, random; none keeps the consensus frame
+    min_columns: int = 1  # after that; narrower alignments are dropped
+    max_columns: int = 0  # wider ones too; 0 is no limit (a recipe crops)
+    min_depth: int = 2  # rows; of one row, column attention learns nothing
+    max_rows: int = 8192  # rows stored of an alignment, the query and a random choice; 0 is all of them
+    exclude: str = ""  # a file of families to leave out, one per line
+    split_by: str = "family"  # what is never in both splits: family, clan
+    clans: str = ""  # a file of clans (Rfam.clanin or clan_membership.txt); "" takes Stockholm's `#=GF CL`
+    held_out: str = ""  # a file of families: they, and their clans with split_by clan, are the validation split
+    validation_fraction: float = 0.02  # of the alignments; 0 is no validation split
+    seed: int = 0  # of the order of alignments and rows, of a random query and of the validation split
+    shard_megabytes: int = 128  # 1e6 bytes; a shard holds at least one alignment
+    published: dict[str, Any] = field(default_factory=dict)  # counts to compare with: what its authors report
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output or f"corpora/{self.name}")
+
+    @property
+    def rules(self) -> ColumnRules:
+        return ColumnRules(self.columns, self.max_gaps, self.query, self.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the bytes of a corpus, apart from its sources; files by name only."""
+        found = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_IDENTITY}
+        return {**found, **{key: Path(found[key]).name for key in ("exclude", "clans", "held_out")}}
+
+
+def load_alignment_config(file: str | Path | None, overrides: Sequence[str] = (), **given: Any) -> AlignmentConfig:
+    """Schema defaults < YAML file < ``given`` < ``key=value`` overrides. Raises DataError."""
+    layers: list[tuple[str, Any]] = []
+    if file is not None:
+        layers.append((str(file), structured.read_yaml(Path(file))))
+    if given:
+        layers.append(("the command line", OmegaConf.create(given)))
+    layers.append(("the command line", structured.read_overrides(overrides)))
+    config = structured.merge(AlignmentConfig(), layers)
+    assert isinstance(config, AlignmentConfig)
+    check(str(file) if file is not None else "the command line", config)
+    return config
+
+
+def check(where: str, config: AlignmentConfig) -> None:
+    """Values that are of the right type but cannot work, each with a sentence (DataError)."""
+
+    def refuse(key: str, value: object, expected: str) -> None:
+        raise DataError(f"{where}: {key} is {value!r}, expected {expected}.")
+
+    formats = ("auto", *FORMATS)
+    for key, value, allowed in (
+        ("kind", config.kind, (KIND,)),
+        ("columns", config.columns, COLUMNS),
+        ("query", config.query, QUERIES),
+        ("split_by", config.split_by, ("family", "clan")),
+        *((f"sources[{i}].format", source.format, formats) for i, source in enumerate(config.sources)),
+    ):
+        if value not in allowed:
+            refuse(key, value, "one of " + ", ".join(allowed))
+    for key in ("exclude", "clans", "held_out"):
+        if getattr(config, key) and not Path(getattr(config, key)).is_file():
+            raise DataError(f"{where}: {key}: {getattr(config, key)} does not exist; mend the path.")
+    if not config.name or config.name.startswith(".") or "/" in config.name:
+        refuse("name", config.name, "a plain name without slashes")
+    if not 0 <= config.max_gaps <= 1:
+        refuse("max_gaps", config.max_gaps, "a share from 0 to 1")
+    if not 0 <= config.validation_fraction < 1:
+        refuse("validation_fraction", config.validation_fraction, "a fraction from 0 to below 1")
+    for key in ("min_columns", "min_depth", "shard_megabytes"):
+        if getattr(config, key) < 1:
+            refuse(key, getattr(config, key), "at least 1")
+    if config.max_columns and config.max_columns < config.min_columns:
+        refuse("max_columns", config.max_columns, f"0 (no limit) or at least min_columns ({config.min_columns})")
+    if config.max_rows and config.max_rows < config.min_depth:
+        refuse("max_rows", config.max_rows, f"0 (all rows) or at least min_depth ({config.min_depth})")
+    if not config.sources:
+        raise DataError(f"{where}: sources is empty; list at least one entry with `name` and `path`.")
+    names = [source.name for source in config.sources]
+    for i, source in enumerate(config.sources):
+        if names.index(source.name) != i:
+            refuse(f"sources[{i}].name", source.name, "a name that no other source has")
+        if source.type is not None and source.type not in TYPES:
+            near = difflib.get_close_matches(source.type, TYPES, n=1, cutoff=0.0)[0]
+            raise DataError(f"{where}: sources[{i}].type {source.type!r} is no RNA type; did you mean {near!r}?")
+
+
+def source_files(source: AlignmentSource) -> list[Path]:
+    """The files of a source, sorted by path so that no directory's listing order matters. Never empty."""
+    path = Path(source.path)
+    if not path.is_dir():
+        return prepare_config.source_files(prepare_config.SourceConfig(source.name, source.path))
+    found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and _is_alignment(p)]
+    if not found:
+        wanted = ", ".join("*" + suffix + "[.gz]" for suffix in SUFFIXES)
+        raise DataError(f"source {source.name}: {path}: no file named {wanted}; add the files or mend `path`.")
+    return sorted(found, key=lambda p: p.as_posix())
+
+
+def _is_alignment(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+
+
+def identity_key(config: AlignmentConfig, files: list[list[Path]]) -> str:
+    """Tells whether a partial build belongs to this config and these very files (path, size, modification time)."""
+    listed = [[Path(path) for path in (config.exclude, config.clans, config.held_out) if path]]
+    seen = [[[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths] for paths in files + listed]
+    sources = [[source.name, source.format, source.type] for source in config.sources]
+    return json.dumps({"options": config.identity(), "sources": sources, "files": seen}, sort_keys=True)

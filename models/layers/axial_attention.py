@@ -1,0 +1,195 @@
+"""The two attentions of a model that reads alignments: tied over rows, and down the columns.
+
+Both are whole residual branches, x + Drop(Out · Attention(LN(x))), and hold all their parameters themselves: a branch
+is then one module call however many pieces it is computed in. (Under ZeRO stage 3 a parameter is whole only inside the
+forward of the module that owns it, and all ranks must make the same calls, while their alignments differ in shape.)
+
+Source: RNA-MSM specification 1.1 (formulas), 9 (padding), 10.3 (fast paths). Two things differ from the authors' code
+where an alignment is padded by rows, and nowhere else: the tied scores are scaled by the number of real rows instead of
+the padded one, and no padded row takes part in either attention.
+
+``is_real`` [B, R, L] bool is False at padding; None where there is none, which is what training uses. x must be
+[B, R, L, d] contiguous. In inference a branch works through x in pieces and changes it in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers.attention import attention
+
+LAYER_NORM_EPS = 1e-5
+
+
+class Branch(nn.Module):
+    """What the branches of a block share: their layer norm, dropout, and the pieces of inference."""
+
+    def __init__(self, width: int, dropout: float, piece_tokens: int) -> None:
+        super().__init__()
+        self.width, self.dropout, self.piece_tokens = width, dropout, piece_tokens
+        self.norm_weight = nn.Parameter(torch.empty(width))
+        self.norm_bias = nn.Parameter(torch.empty(width))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.width,), self.norm_weight, self.norm_bias, LAYER_NORM_EPS)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    @property
+    def _in_pieces(self) -> bool:
+        """Inference: nothing is kept for a backward pass, so memory is that of x and one piece."""
+        return not (self.training or torch.is_grad_enabled())
+
+    def _pieces(self, length: int, tokens_each: int) -> Iterator[slice]:
+        """Slices of range(length), each of at most ``piece_tokens`` tokens, but of one element at least."""
+        step = max(self.piece_tokens // max(tokens_each, 1), 1)
+        return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+class _Attention(Branch):
+    def __init__(
+        self, width: int, heads: int, attention_dropout: float, residual_dropout: float, piece_tokens: int
+    ) -> None:
+        super().__init__(width, residual_dropout, piece_tokens)
+        self.heads, self.head_dim, self.attention_dropout = heads, width // heads, attention_dropout
+        self.qkv_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.qkv_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_weight = nn.Parameter(torch.empty(width, width))
+        self.out_bias = nn.Parameter(torch.empty(width))
+
+    def _project(self, h: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        """[..., d] -> [..., n, H, D]: n of queries (0), keys (1) and values (2)."""
+        rows = slice(first * self.width, last * self.width)
+        return F.linear(h, self.qkv_weight[rows], self.qkv_bias[rows]).unflatten(-1, (-1, self.heads, self.head_dim))
+
+    def _out(self, heads: Tensor) -> Tensor:
+        """[..., H, D] -> [..., d]"""
+        return F.linear(heads.flatten(-2), self.out_weight, self.out_bias)
+
+
+class RowAttention(_Attention):
+    """All rows share one attention map [L, L] per head; its scores are sums over the rows."""
+
+    def forward(
+        self, x_BRLd: Tensor, is_real: Tensor | None = None, want_map: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(x with the branch added, the map [B, H, L, L] in fp32 at least if ``want_map``).
+
+        The map is that of the softmax, before dropout. In inference x itself is changed.
+        """
+        scale = self._scale(x_BRLd, is_real)
+        if not self._in_pieces:
+            qkv = self._project(self._normed(x_BRLd))
+            q = _fold(self._queries(qkv[..., 0, :, :], scale, is_real))
+            k, v = _fold(qkv[..., 1, :, :]), _fold(qkv[..., 2, :, :])
+            probs_BHLL = _softmax(_widened(torch.matmul(q, k.mT)), is_real)
+            context = self._context(probs_BHLL, v, x_BRLd.shape[1])
+            return x_BRLd + self._drop(self._out(context)), probs_BHLL if want_map else None
+        batch, rows, columns, _ = x_BRLd.shape
+        scores_BHLL: Tensor | None = None
+        for piece in self._pieces(rows, batch * columns):
+            real = None if is_real is None else is_real[:, piece]
+            q, k = self._project(self._normed(x_BRLd[:, piece]), 0, 2).unbind(-3)
+            partial = _wide_product(_fold(self._queries(q, scale, real)), _fold(k).mT)
+            scores_BHLL = partial if scores_BHLL is None else scores_BHLL.add_(partial)
+        assert scores_BHLL is not None
+        probs_BHLL = _softmax(scores_BHLL, is_real)
+        for piece in self._pieces(rows, batch * columns):
+            (v,) = self._project(self._normed(x_BRLd[:, piece]), 2, 3).unbind(-3)
+            x_BRLd[:, piece] += self._out(self._context(probs_BHLL, _fold(v), v.shape[1]))
+        return x_BRLd, probs_BHLL if want_map else None
+
+    def _scale(self, x_BRLd: Tensor, is_real: Tensor | None) -> float | Tensor:
+        """1 / sqrt(D · real rows), a number or [B, 1, 1, 1, 1]: on q, so that half precision cannot overflow."""
+        if is_real is None:
+            return 1 / math.sqrt(self.head_dim * x_BRLd.shape[1])
+        real_rows_B = is_real.any(-1).sum(-1).clamp(min=1)
+        wide = torch.float64 if x_BRLd.dtype == torch.float64 else torch.float32
+        return (self.head_dim * real_rows_B).to(wide).rsqrt()[:, None, None, None, None]
+
+    def _queries(self, q_BRLHD: Tensor, scale: float | Tensor, is_real: Tensor | None) -> Tensor:
+        q = (q_BRLHD * scale).to(q_BRLHD.dtype)
+        return q if is_real is None else q * is_real[..., None, None]  # a padded token adds nothing to the scores
+
+    def _context(self, probs_BHLL: Tensor, v_BHLX: Tensor, rows: int) -> Tensor:
+        """[B, R, L, H, D]: the values of every row, summed by the map that all rows share."""
+        probs = probs_BHLL.to(v_BHLX.dtype)
+        if self.attention_dropout:
+            probs = F.dropout(probs, self.attention_dropout, self.training)
+        out_BHLX = torch.matmul(probs, v_BHLX)
+        return out_BHLX.unflatten(-1, (rows, self.head_dim)).permute(0, 3, 2, 1, 4)
+
+
+class ColumnAttention(_Attention):
+    """Every column is a sequence of R tokens that attend to each other, by the kernels of `layers/attention.py`."""
+
+    def __init__(self, *sizes: Any, kernel: str = "auto") -> None:
+        super().__init__(*sizes)
+        self.kernel = kernel
+
+    def forward(self, x_BRLd: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """x with the branch added; in inference x itself, changed."""
+        if not self._in_pieces:
+            return x_BRLd + self._drop(self._branch(x_BRLd, is_real))
+        batch, rows, columns, _ = x_BRLd.shape
+        for piece in self._pieces(columns, batch * rows):
+            x_BRLd[:, :, piece] += self._branch(x_BRLd[:, :, piece], None if is_real is None else is_real[:, :, piece])
+        return x_BRLd
+
+    def _branch(self, x_BRLd: Tensor, is_real: Tensor | None) -> Tensor:
+        batch, rows, columns, _ = x_BRLd.shape
+        qkv_T3HD = self._project(self._normed(x_BRLd.transpose(1, 2))).flatten(0, 2)
+        if rows == 1:
+            # A softmax over one row is 1: the values themselves, and no dropout of that 1 (spec 1.1). Queries and keys
+            # are projected all the same, so that every parameter has a gradient (zero) on every rank.
+            out_THD = qkv_T3HD[:, 2]
+        elif is_real is None:
+            cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=x_BRLd.device)
+            out_THD = self._attend(qkv_T3HD, cu, rows)
+        else:
+            real_NR = is_real.transpose(1, 2).reshape(-1, rows)
+            lengths = real_NR.sum(-1)
+            cu = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
+            place = real_NR.flatten().nonzero().squeeze(-1)
+            attended = self._attend(qkv_T3HD.index_select(0, place), cu, rows)
+            out_THD = attended.new_zeros(qkv_T3HD.shape[0], *attended.shape[1:]).index_copy(0, place, attended)
+        return self._out(out_THD).view(batch, columns, rows, -1).transpose(1, 2)
+
+    def _attend(self, qkv_T3HD: Tensor, cu: Tensor, longest: int) -> Tensor:
+        dropout = self.attention_dropout if self.training else 0.0
+        return attention(*qkv_T3HD.unbind(1), cu, longest, dropout=dropout, kernel=self.kernel)
+
+
+def _fold(x_BRLHD: Tensor) -> Tensor:
+    """[B, H, L, R · D]: the rows as further head dimensions, so that scores summed over rows are one product."""
+    return x_BRLHD.permute(0, 3, 2, 1, 4).flatten(3)
+
+
+def _softmax(scores_BHLL: Tensor, is_real: Tensor | None) -> Tensor:
+    """Over the columns that are real in row 0 (the authors' rule); a finite fill, so that no row is NaN."""
+    if is_real is not None:
+        lowest = torch.finfo(scores_BHLL.dtype).min
+        scores_BHLL = scores_BHLL.masked_fill(~is_real[:, 0, None, None, :], lowest)
+    return scores_BHLL.softmax(-1)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in fp32 at least, whatever their precision: sums of such products do not depend on how rows are cut.
+
+    For inference only: torch's product of half-precision matrices with an fp32 result has no backward pass.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
+            return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, a.shape[:2])
+        return torch.matmul(_widened(a), _widened(b))

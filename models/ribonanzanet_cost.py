@@ -1,0 +1,105 @@
+"""What a RibonanzaNet model costs, from its configuration alone: parameters, training FLOPs, activation memory.
+
+Estimates for planning and for reporting utilisation; nothing here runs a model. The pair stream dominates everything:
+memory grows with the square of the length and, beyond about a thousand nucleotides, arithmetic with its cube.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.ribonanzanet import RibonanzaNetConfig
+
+
+def count_parameters(config: RibonanzaNetConfig) -> int:
+    """Trainable parameters (spec 1.4), those of the last pair update included."""
+    d, p = config.width, config.pair
+    once = config.vocab * d + (d + 1) * config.channels + (2 * config.reach + 2) * p
+    once += _outer_parameters(config)
+    norms = 4 * d + 2 * d + (2 * d if config.attention_residual == "double" else 0)
+    layer = 4 * d * d + p * config.heads + 2 * p + 2 * d * config.ffn + config.ffn + d + norms
+    layer += pair_update_parameters(config)
+    convolutions = (config.layers - 1) * (config.kernel_size * d * d + d) + d * d + d
+    return once + config.layers * layer + convolutions
+
+
+def pair_update_parameters(config: RibonanzaNetConfig) -> int:
+    """Parameters of one layer's update of z; those of the last layer get gradients of exactly zero (spec 1.4)."""
+    p = config.pair
+    update = 6 * (p * p + p) + 4 * p
+    attention = 3 * p * p + p * config.triangle_heads + 2 * (p * p + p) + 2 * p
+    transition = 8 * p * p + 5 * p + 2 * p
+    return _outer_parameters(config) + 2 * update + transition + 2 * attention * config.triangle_attention
+
+
+def flops(config: RibonanzaNetConfig, lengths: Iterable[int], targets: int | None = None) -> float:
+    """FLOPs of one forward and backward pass over sequences of ``lengths`` nucleotides: three times the forward pass.
+
+    The work of this implementation, that is with the outer product in its cheap order (spec 11.2) and without the last
+    pair update where the configuration leaves it out. Neither padding nor recomputation under checkpointing count, so
+    that this over time and peak is the model-FLOPs utilisation. ``targets`` is there for the common interface: the
+    head's share is nothing.
+    """
+    return 3.0 * sum(_forward(config, length) for length in lengths)
+
+
+def _forward(config: RibonanzaNetConfig, length: int) -> float:
+    """FLOPs of the forward pass over one sequence; two per multiplication and addition (spec 11.1)."""
+    d, p, c = config.width, config.pair, config.outer
+    updates = config.layers - config.skip_last_pair_update
+    kernels = (config.layers - 1) * config.kernel_size + 1
+    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * c * p
+    update = outer + length**2 * (2 * 12 * p * p + 16 * p * p) + length**3 * 4 * p
+    if config.triangle_attention:
+        update += 2 * (length**2 * (10 * p * p + 2 * p * config.triangle_heads) + length**3 * 4 * p)
+    sequence = length * (8 * d * d + 4 * d * config.ffn) + length**2 * (2 * p * config.heads + 4 * d)
+    once = outer + length * 2 * d * config.channels
+    return once + config.layers * sequence + kernels * length * 2 * d * d + updates * update
+
+
+def activation_bytes(
+    config: RibonanzaNetConfig,
+    lengths: Iterable[int],
+    *,
+    element_bytes: int = 2,
+    residual_bytes: int | None = None,
+) -> int:
+    """Bytes of activations that the backward pass keeps for a micro-batch [B, L] of sequences of ``lengths``.
+
+    Every sequence counts as the longest one. ``element_bytes`` is the width of the compute dtype (2 for bf16),
+    ``residual_bytes`` that of the sequence stream (4 under fp32-parameter autocast; default: as the compute dtype; z is
+    in the compute dtype in any case). The estimate holds for the eager model on CPU, where triangle attention keeps its
+    weights; fused kernels and torch.compile keep less.
+    """
+    lengths = list(lengths)
+    if not lengths:
+        return 0
+    length, e, r = max(lengths), element_bytes, residual_bytes or element_bytes
+    d, p, h, c, dropping = config.width, config.pair, config.heads, config.outer, config.dropout > 0
+    # Per nucleotide. The stream around five norms; q, k, v, output, and feed-forward; the factors of the outer product.
+    row = 9 * d * r + e * (7 * d + (2 + dropping) * config.ffn)
+    product = e * (c + p * c)
+    # Per pair. z and its norm; softmax weights in fp32, and what dropout makes of them.
+    attention = (
+        2 * p * e + 8 + h * (4 + (e if config.attention_dropout or e != 4 else 0) + 4 * (config.attention_dropout > 0))
+    )
+    update = 12 * p * e + 16  # z, norm, fields (2), gates (2), sides (2), sum, its norm, output gate, gated
+    pair = 2 * update + 6 * p * e + 8  # transition: z, norm, ReLU(up) (4)
+    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
+        pair += 2 * (8 * p * e + 8 + length * config.triangle_heads * e)
+    places = length * length
+    without = length * row + places * attention
+    full = without + length * product + places * pair
+    last = without if config.skip_last_pair_update else full
+    if config.checkpointing:  # the inputs of every layer, and one layer at a time in full
+        kept = config.layers * (length * d * r + places * p * e) + (full if config.layers > 1 else last)
+    else:
+        kept = (config.layers - 1) * full + last
+    return int(len(lengths) * (kept + length * product) + 8 * places)
+
+
+def _outer_parameters(config: RibonanzaNetConfig) -> int:
+    c = config.outer
+    return (config.width + 1) * c + (c * c + 1) * config.pair

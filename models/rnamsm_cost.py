@@ -1,0 +1,76 @@
+"""What an RNA-MSM model costs, from its configuration alone: parameters, training FLOPs, activation memory.
+
+Estimates for planning and for reporting utilisation; nothing here runs a model. The numbers are re-exported by
+`models.rnamsm`. Source: RNA-MSM specification 10 and 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.rnamsm import RNAMSMConfig
+
+MAX_ROWS = 1024
+
+
+def count_parameters(config: RNAMSMConfig) -> int:
+    """Trainable parameters (spec 12); the tied matrix counts once, the row embedding (which does nothing) too."""
+    d, f, v = config.width, config.ffn, config.vocab
+    attention = 4 * d * d + 4 * d
+    block = 2 * attention + 2 * d * f + f + d + 3 * 2 * d
+    embedding = v * d + (config.max_positions + 2) * d + MAX_ROWS + 2 * d
+    return config.layers * block + embedding + 2 * d + (d * d + d + 2 * d + v)
+
+
+def flops(config: RNAMSMConfig, shapes: Iterable[tuple[int, int]], targets: int | None = None) -> float:
+    """FLOPs of one forward and backward pass over alignments of (rows, columns with `<cls>`), ``targets`` predicted.
+
+    Three times the forward pass of spec 10.1: of every token and layer 16 d² + 4 d f for the linear layers (12 d² in an
+    alignment of one row, where column attention is its values alone) and 4 d (L + R) for the attentions, and the head
+    for every target (every token is one if ``targets`` is None). Useful work only: recomputation under checkpointing
+    does not count, so that this over time and peak is the model-FLOPs utilisation.
+    """
+    d, total, tokens = config.width, 0.0, 0
+    for rows, columns in shapes:
+        linear = (16 if rows > 1 else 12) * d * d + 4 * d * config.ffn
+        mixing = 4 * d * (columns + (rows if rows > 1 else 0))
+        total += config.layers * rows * columns * (linear + mixing)
+        tokens += rows * columns
+    head = (tokens if targets is None else targets) * (2 * d * d + 2 * config.vocab * d)
+    return 3.0 * (total + head)
+
+
+def activation_bytes(
+    config: RNAMSMConfig,
+    rows: int,
+    columns: int,
+    targets: int | None = None,
+    *,
+    element_bytes: int = 2,
+    residual_bytes: int | None = None,
+) -> int:
+    """Bytes of activations that the backward pass keeps for one alignment of rows x columns (`<cls>` included).
+
+    ``element_bytes`` is the width of the compute dtype (2 for bf16), ``residual_bytes`` that of the stream between the
+    blocks (4 under fp32-parameter autocast; default: as the compute dtype). For the eager model with a fused kernel for
+    column attention; one that stores attention probabilities (the CPU's with attention dropout) keeps more.
+    """
+    d, f, e, tokens = config.width, config.ffn, element_bytes, rows * columns
+    residual = residual_bytes or e
+    targets = tokens if targets is None else targets
+    # Stream: the inputs of three layer norms. Each attention: normed, q, k, v, output; feed-forward: normed, and its
+    # inner units before and after GELU. Masks of dropout take one byte, statistics of norms and softmax four.
+    stream, branches = 3 * d * residual, (11 * d + 2 * f) * e
+    masks = (3 * d + f) * (config.residual_dropout > 0)
+    statistics = 4 * (3 * 2 + config.heads)
+    maps = config.heads * columns * columns * (4 + (e + 1 if config.attention_dropout else e * (e < 4)))
+    block = tokens * (stream + branches + masks + statistics) + maps
+    if config.checkpointing:  # the input of every block, and one block at a time in full
+        blocks = config.layers * tokens * d * residual + block
+    else:
+        blocks = config.layers * block
+    ends = tokens * d * (2 * residual + (config.residual_dropout > 0))
+    head = targets * (4 * d * e + config.vocab * (e + 8))  # logits, fp32 copy and softmax
+    return int(blocks + ends + head)

@@ -1,0 +1,276 @@
+"""Masked language modelling on alignments: a window of columns, the query and drawn rows, 15 % of all tokens selected.
+
+Everything is the original's pipeline (specs: rnamsm 3.3 and 4) but for what docs and recipe say: windows of full width,
+rows without replacement, and random letters out of the real alphabet. A gap is a token like any other: it has a
+position, is selected and predicted. Draws are a pure function of the sample's key and the token's place.
+
+The loss of a step is the mean over alignments of the mean over each one's targets, as in the original: the loss of a
+micro-batch is the mean of its one alignment and its weight 1, or 0 where nothing was selected.
+
+Logits of tokens that no cleaned alignment holds do not count: they get no gradient, so their rows of the tied matrix
+stay as they began and a release can tell them (models/layouts/rnamsm.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import randomness
+from data.alphabet import NUCLEOTIDES
+from data.loader import Moment
+from data.msa_alphabet import LETTERS, ORIGINAL_TOKENS, RNAMSM
+from data.msa_sampling import Limits, draw_rows, outside_blocks, window_start
+from pretrain.objectives.masked import check_shares, perplexity, refuse
+
+I64 = npt.NDArray[np.int64]
+NO_LOGIT = -1e4  # e**-1e4 is 0 in every precision that a loss is computed in
+
+
+@dataclass
+class MSAConfig:
+    name: str = "msa"
+    max_columns: int = 1024  # `<cls>` included; longer alignments are cut to a random window
+    max_rows: int = 1024
+    max_tokens: int = 16384  # of one alignment; rows are drawn so that rows x columns stay within
+    with_replacement: bool = False  # draw rows as the original does, so that some repeat
+    deleted_blocks: int = 0  # runs of rows left out before drawing, as AlphaFold does (5); 0 switches it off
+    deleted_fraction: float = 0.3  # of the alignment's rows, in each run
+    masked_fraction: float = 0.15  # of all tokens but `<cls>`
+    select: str = "tokens"  # tokens: each on its own; columns: all rows of a selected column
+    mask_share: float = 0.8  # of selected tokens: becomes `<mask>`
+    random_share: float = 0.1  # of selected tokens: becomes a random letter
+    profile_share: float = 0.0  # of selected tokens: becomes what a random row has in that column; the rest stays
+    random_letters: str = NUCLEOTIDES + "-"  # the pool of random letters
+    random_differs: bool = False  # a random letter is never the original one
+    parity: bool = False  # random tokens from the original's 12, `<pad>` among them, which hides a token from attention
+    average: str = "alignments"  # alignments: every alignment counts alike; tokens: every target does
+
+
+class Alignment(Protocol):
+    """What is asked of an alignment (`data.alignments.Alignment`): its sizes, and the letters of the rows asked for."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    def rows(self, indices: I64) -> npt.NDArray[np.uint8]: ...
+
+
+@dataclass
+class AlignmentBatch:
+    """One alignment, R rows of L columns, or for an empty micro-batch one row of `<cls>` alone. M targets."""
+
+    tokens: Tensor  # [1, R, L] int64, corrupted
+    is_real: Tensor | None  # [1, R, L] bool, False at `<pad>`, which only parity gives
+    target_index: Tensor  # [M] int64, places in the flattened tokens, ascending
+    targets: Tensor  # [M] int64, original ids
+    weight: int  # what the loss of this micro-batch counts for
+    shapes: list[tuple[int, int]]  # (R, L) of each alignment: one, or none
+    lengths: I64  # [alignments] tokens
+    nucleotides: I64  # [alignments] letters that are no gaps
+    target_sample: I64  # [M] zeros: which alignment of the micro-batch
+    target_row: I64  # [M] which row of the whole alignment
+    target_nucleotide: I64  # [M] which column of the whole alignment
+    target_width: I64  # [M] ones: letters of each target
+
+    def to(self, device: torch.device) -> AlignmentBatch:
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: x.pin_memory().to(device, non_blocking=True)
+            for name, x in self.__dict__.items()
+            if torch.is_tensor(x)
+        }
+        return AlignmentBatch(**{**self.__dict__, **moved})
+
+
+class MSA:
+    """The objective: a sample out of an alignment (`collate`), and the loss of a model on it (`loss`)."""
+
+    one_per_micro_batch = True  # alignments differ in both sizes, and are never padded
+    COUNTS = ("correct", "targets")
+
+    def __init__(self, config: MSAConfig):
+        _check(config)
+        self.config, self.alphabet = config, RNAMSM
+        self.limits = Limits(config.max_columns, config.max_rows, config.max_tokens)
+        self.nucleotide_ids = _ids(NUCLEOTIDES)
+        self._never = torch.from_numpy(np.setdiff1d(np.arange(len(RNAMSM)), _ids(LETTERS)))
+        self._pool = _ids(ORIGINAL_TOKENS if config.parity else config.random_letters)
+
+    def token_lengths(self, columns: I64) -> I64:
+        """[n] tokens that alignments of so many columns have at most, however deep they are."""
+        rows, width = self.limits.shape(self.config.max_rows, columns)
+        return rows * width
+
+    def costs(self, corpus: Any, ids: I64) -> I64:
+        """[n] tokens of the samples that alignments of a corpus give; block deletion may leave fewer."""
+        rows, width = self.limits.shape(corpus.depths[ids], corpus.lengths[ids])
+        return rows * width
+
+    def read(self, corpus: Any, ids: I64) -> list[Alignment]:
+        """What `collate` takes: alignments of a corpus, of which nothing is read yet."""
+        alignments: list[Alignment] = corpus.alignments(ids)
+        return alignments
+
+    def collate(
+        self, alignments: Sequence[Alignment], keys: npt.NDArray[np.uint64], moment: Moment | None = None
+    ) -> AlignmentBatch:
+        """A micro-batch of one alignment and its key; empty lists give one without targets.
+
+        Reads only the rows that are drawn. The ``moment`` of the run changes nothing. Raises ValueError for several.
+        """
+        if len(alignments) > 1:
+            raise ValueError(f"{len(alignments)} alignments were given for a micro-batch, which holds one")
+        if not alignments:
+            cls = np.full((1, 1), RNAMSM.ids[RNAMSM.cls])
+            return self._batch(cls, cls, np.zeros(0, np.int64), np.zeros(1, np.int64), 0, empty=True)
+        alignment, sample = alignments[0], keys[:1]
+        rows, columns = (int(n) for n in self.limits.shape(alignment.depth, alignment.columns))
+        start = window_start(alignment.columns, columns - 1, _key("crop", sample))
+        chosen_rows = self._rows(alignment.depth, rows, sample)
+        letters = alignment.rows(chosen_rows)[:, start : start + columns - 1]
+        original = np.pad(
+            RNAMSM.lookup[letters].astype(np.int64), ((0, 0), (1, 0)), constant_values=RNAMSM.ids["<cls>"]
+        )
+        chosen = self._select(original.shape, sample)
+        shown = original.copy()
+        shown.flat[chosen] = self._replace(original, chosen, sample)
+        return self._batch(original, shown, chosen, chosen_rows, start)
+
+    def _rows(self, depth: int, rows: int, sample: npt.NDArray[np.uint64]) -> I64:
+        config, candidates = self.config, None
+        if config.deleted_blocks:
+            candidates = outside_blocks(depth, config.deleted_blocks, config.deleted_fraction, _key("blocks", sample))
+        return draw_rows(depth, rows, _key("rows", sample), candidates, config.with_replacement)
+
+    def _select(self, shape: tuple[int, ...], sample: npt.NDArray[np.uint64]) -> I64:
+        """Places in the flattened alignment, ascending; never `<cls>`."""
+        rows, columns = shape
+        if self.config.select == "columns":
+            drawn = randomness.uniform(_key("select", sample), np.arange(columns)) < self.config.masked_fraction
+            selected = np.broadcast_to(drawn, (rows, columns)).copy()
+        else:
+            drawn = randomness.uniform(_key("select", sample), np.arange(rows * columns)) < self.config.masked_fraction
+            selected = drawn.reshape(rows, columns)
+        selected[:, 0] = False
+        return np.flatnonzero(selected)
+
+    def _replace(self, original: I64, chosen: I64, sample: npt.NDArray[np.uint64]) -> I64:
+        """What stands in the place of each selected token."""
+        config, tokens, n = self.config, original.flat[chosen], len(self._pool)
+        fate = randomness.uniform(_key("fate", sample), chosen)
+        draws = randomness.bits(_key("letter", sample), chosen)
+        letters = self._pool[randomness.below(draws, n)]
+        if config.random_differs:
+            # One of the n - 1 after the original, cyclically; a letter outside the pool may become any of it.
+            matches = tokens[:, None] == self._pool
+            place = matches.argmax(axis=1)
+            others = self._pool[(place + 1 + randomness.below(draws, n - 1)) % n]
+            letters = np.where(matches.any(axis=1), others, letters)
+        row = randomness.below(randomness.bits(_key("profile", sample), chosen), len(original))
+        profile = original[row, chosen % original.shape[1]]
+        ends = np.cumsum([config.mask_share, config.random_share, config.profile_share])
+        kinds = [fate < end for end in ends]
+        return np.select(kinds, [np.full_like(tokens, RNAMSM.ids[RNAMSM.mask]), letters, profile], tokens)
+
+    def _batch(
+        self, original: I64, shown: I64, chosen: I64, rows: I64, start: int, *, empty: bool = False
+    ) -> AlignmentBatch:
+        n, width = len(chosen), original.shape[1]
+        pad = RNAMSM.ids[RNAMSM.pad]
+        nucleotides = np.count_nonzero(original[:, 1:] != RNAMSM.ids["-"])
+        return AlignmentBatch(
+            tokens=torch.from_numpy(shown[None]),
+            is_real=torch.from_numpy(shown[None] != pad) if self.config.parity else None,
+            target_index=torch.from_numpy(chosen),
+            targets=torch.from_numpy(original.flat[chosen]),
+            weight=n if self.config.average == "tokens" else int(n > 0),
+            shapes=[] if empty else [(len(original), width)],
+            lengths=np.array([] if empty else [original.size], dtype=np.int64),
+            nucleotides=np.array([] if empty else [nucleotides], dtype=np.int64),
+            target_sample=np.zeros(n, dtype=np.int64),
+            target_row=rows[chosen // width],
+            target_nucleotide=chosen % width - 1 + start,
+            target_width=np.ones(n, dtype=np.int64),
+        )
+
+    def logits(self, model: nn.Module, batch: AlignmentBatch) -> Tensor:
+        """[M, V] in float32, whatever the model computes in; tokens that are never an answer have probability 0."""
+        logits: Tensor = model(batch.tokens, batch.is_real, batch.target_index).float()
+        return logits.index_fill(-1, self._never.to(logits.device), NO_LOGIT)
+
+    def loss(self, model: nn.Module, batch: AlignmentBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(cross-entropy in nats, the mean over the alignment's targets or their sum; the COUNTS).
+
+        Without targets it is 0 and reaches every parameter all the same.
+        """
+        logits = self.logits(model, batch)
+        total = F.cross_entropy(logits, batch.targets, reduction="sum")
+        if self.config.average == "alignments":
+            total = total / max(len(batch.targets), 1)
+        correct = (logits.detach().argmax(-1) == batch.targets).sum()
+        return total, {"correct": correct, "targets": torch.full_like(correct, len(batch.targets))}
+
+    def figures(self, loss: float, weight: float, correct: float, targets: float) -> dict[str, float | int]:
+        """What the log shows of a summed loss, the summed weight and the sums of COUNTS."""
+        return {
+            "loss": loss / max(weight, 1.0),
+            "perplexity": perplexity(loss, weight),
+            "accuracy": correct / max(targets, 1.0),
+            "targets": int(targets),
+        }
+
+    def flops(self, module: Any, config: Any, batch: AlignmentBatch) -> float:
+        """Of training on the micro-batch; ``module`` is the model's file."""
+        flops: float = module.flops(config, batch.shapes, len(batch.targets))
+        return flops
+
+    def computed(self, settings: Any, batch: AlignmentBatch, device: torch.device) -> tuple[int, int]:
+        """(tokens of the micro-batch, tokens computed on): the same, as nothing is padded."""
+        tokens = int(batch.lengths.sum())
+        return tokens, tokens
+
+
+def _key(purpose: str, sample: npt.NDArray[np.uint64]) -> int:
+    return int(randomness.keys(randomness.key("msa " + purpose), sample)[0])
+
+
+def _ids(tokens: Sequence[str]) -> I64:
+    return np.array([RNAMSM.ids[token] for token in tokens], dtype=np.int64)
+
+
+def _check(config: MSAConfig) -> None:
+    if config.max_columns < 2:
+        refuse("max_columns", config.max_columns, "at least 2: <cls> and a letter")
+    if config.max_rows < 1:
+        refuse("max_rows", config.max_rows, "at least 1")
+    if config.max_tokens < config.max_columns:
+        refuse("max_tokens", config.max_tokens, f"at least max_columns = {config.max_columns}, which is one row")
+    if config.deleted_blocks < 0:
+        refuse("deleted_blocks", config.deleted_blocks, "0 or more")
+    if not 0 < config.deleted_fraction < 1:
+        refuse("deleted_fraction", config.deleted_fraction, "between 0 and 1")
+    if not 0 < config.masked_fraction <= 1:
+        refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
+    if config.select not in ("tokens", "columns"):
+        refuse("select", config.select, "tokens or columns")
+    if config.average not in ("alignments", "tokens"):
+        refuse("average", config.average, "alignments or tokens")
+    check_shares(config.mask_share, config.random_share)
+    rest = 1 - config.mask_share - config.random_share
+    if not 0 <= config.profile_share <= rest + 1e-9:
+        refuse("profile_share", config.profile_share, f"between 0 and {rest:.3g}, what mask and random shares leave")
+    pool = set(config.random_letters)
+    if not pool <= set(LETTERS) or len(pool) != len(config.random_letters) or len(pool) < 2:
+        refuse("random_letters", config.random_letters, f"two or more different letters of {LETTERS}")
+    if config.parity and config.random_differs:
+        refuse("random_differs", config.random_differs, "false with objective.parity: the original may keep a token")
