@@ -79,8 +79,10 @@ def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also
     """
     config = OmegaConf.structured(schema)
     valid = [prefix + name for name in (*all_keys(schema), *also)]
+    open_keys: set[str] = set()  # those that a layer says must be given (???) and that none after it has given
     for origin, layer in layers:
         _require_sections(schema, layer, origin, prefix)
+        open_keys = {key for key in open_keys if not _gives(layer, key)} | _left_open(layer)
         layer = _with_whole_lists(schema, config, layer, origin, prefix)
         try:
             config = OmegaConf.merge(config, layer)
@@ -88,13 +90,32 @@ def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also
             raise DataError(_sentence(error, origin, valid, prefix)) from error
     where = " and ".join(origin for origin, _ in layers) or "the defaults"
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
+        missing = sorted(OmegaConf.missing_keys(config) | open_keys)
         if missing:
             keys = ", ".join(prefix + key for key in missing)
             raise DataError(f"{where}: {keys} must be given (for example as {prefix}{missing[0]}=VALUE)")
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation to a key that does not exist or has no value
         raise DataError(_sentence(error, where, valid, prefix)) from error
+
+
+def _left_open(layer: Any, prefix: str = "") -> set[str]:
+    """The keys that a layer spells `???`, also where the schema has a default."""
+    found = set()
+    for name in layer if OmegaConf.is_dict(layer) else ():
+        if OmegaConf.is_missing(layer, name):
+            found.add(prefix + str(name))
+        elif not OmegaConf.is_interpolation(layer, name):
+            found |= _left_open(layer[name], f"{prefix}{name}.")
+    return found
+
+
+def _gives(layer: Any, key: str) -> bool:
+    """Whether a layer has the key with a value, null included."""
+    name, _, rest = key.partition(".")
+    if not OmegaConf.is_dict(layer) or name not in layer.keys() or OmegaConf.is_missing(layer, name):  # noqa: SIM118
+        return False
+    return not rest or (not OmegaConf.is_interpolation(layer, name) and _gives(layer[name], rest))
 
 
 def _require_sections(schema: Any, layer: Any, origin: str, prefix: str) -> None:

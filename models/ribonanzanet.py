@@ -148,7 +148,8 @@ class RibonanzaNet(nn.Module):
         """
         s, z = self.states(tokens, is_real)
         # The authors' "+ 0 · mean(z)", which connects the last update of z, but safe where z overflows.
-        return self.head(s) + (z[:1, :1, :1] * 0).nan_to_num().sum()
+        output: Tensor = self.head(s) + (z[:1, :1, :1] * 0).nan_to_num().sum()
+        return output
 
     def states(self, tokens: Tensor, is_real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(s [B, L, d], z [B, L, L, p]) after the last layer; arguments as above.
@@ -250,7 +251,8 @@ class SelfAttention(nn.Module):
         weights = masked_softmax((q @ k.mT) * self.head_dim**-0.5 + bias_BHLL, mask)
         if self.training and self.dropout:
             weights = F.dropout(weights, self.dropout)
-        return self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        return out
 
 
 class PairUpdate(nn.Module):
@@ -276,7 +278,8 @@ class PairUpdate(nn.Module):
         if self.has_attention:
             z = z + self._drop(self.attention_row(z, mask), 1)
             z = z + self._drop(self.attention_column(z, mask), 2)
-        return z + self.transition(z)
+        out: Tensor = z + self.transition(z)
+        return out
 
     def _drop(self, z: Tensor, shared: int) -> Tensor:
         return axis_dropout(z, self.dropout, shared, self.training)

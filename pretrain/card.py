@@ -13,10 +13,19 @@ from models.layouts.releasing import ReleaseLayout
 from pretrain import recipe
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
-from pretrain.console import duration, quantity
+from pretrain.console import FIGURES, duration, quantity
 from pretrain.estimate import cost_of
+from pretrain.objectives import OBJECTIVES
 from pretrain.opening import sources_of
 from pretrain.tracking import read_metrics
+
+TITLES = {
+    "rinalmo": "RiNALMo",
+    "aido_rna": "AIDO.RNA",
+    "rnaernie": "RNAErnie",
+    "rnamsm": "RNA-MSM",
+    "ribonanzanet": "RibonanzaNet",
+}
 
 OWN_USAGE = """The tokens are pieces of several nucleotides, which no public model class expresses. transformers loads
 the tokenizer:
@@ -44,14 +53,17 @@ def model_card(
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
     origin = found.progress.origin
     name, library = recipe.model_name(settings), next(iter(layouts.values())).library
+    objective = OBJECTIVES[settings.objective.name][1](settings.objective)
+    masked = objective.kind == "sequences"
+    mask = objective.alphabet.mask
     front = {
         "language": "rna",
         "tags": ["Biology", "RNA", name],
         "license": licence,
         "library_name": library,
-        "pipeline_tag": "fill-mask" if library else None,
-        "mask_token": "<mask>",
-        "widget": [{"example_title": "tRNA", "text": "GCGGAUUUAGCUCAGUU<mask>GGGAGAGCGCCAGACUG"}],
+        "pipeline_tag": "fill-mask" if library and masked else None,
+        "mask_token": mask if masked else None,
+        "widget": [{"example_title": "tRNA", "text": f"GCGGAUUUAGCUCAGUU{mask}GGGAGAGCGCCAGACUG"}] if masked else None,
         "base_model": origin["init_from"] if origin and _is_hub_id(origin["init_from"]) else None,
     }
     sections = [
@@ -59,15 +71,15 @@ def model_card(
         *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
         "---",
         f"\n# {release_name}\n",
-        f"A {name} model of RNA, pretrained by masked-token prediction with rnafoundry.\n",
+        f"{TITLES[name]}, a model of RNA, pretrained with rnafoundry.\n",
         "## Use\n",
         *(layout.usage for layout in layouts.values()),
         "## Model\n",
-        _table(_specification(settings)),
+        _table(_specification(settings, objective)),
         "## Training data\n",
         _data(settings, found),
         "## Training\n",
-        _table(_procedure(settings, found)),
+        _table(_procedure(settings, objective, found)),
         "`recipe.yaml` in this directory holds every setting.\n",
         _results(metrics, found),
         "## Origin and licence\n",
@@ -76,35 +88,31 @@ def model_card(
     return "\n".join(section for section in sections if section) + "\n"
 
 
-def _specification(settings: Recipe) -> dict[str, object]:
+def _specification(settings: Recipe, objective: Any) -> dict[str, object]:
     model, cost = settings.model, cost_of(settings)
-    return {
-        "Tokens": "single nucleotides" if settings.objective.tokenizer is None else "pieces (SentencePiece)",
+    rows: dict[str, object] = {
         "Layers": model.layers,
         "Hidden size": model.width,
         "Attention heads": model.heads,
         "Feed-forward inner size": model.ffn,
-        f"Parameters (as trained: encoder and LM head, {model.vocab} tokens)": f"{cost.count_parameters(model):,}",
-        "Training FLOPs per sequence of 1,024 tokens": f"{cost.flops(model, [1024]):.3g}",
-        "Tokens per sequence in training, `<cls>` and `<eos>` included": settings.objective.max_tokens,
+        f"Parameters (as trained, {model.vocab} tokens)": f"{cost.count_parameters(model):,}",
     }
+    if objective.kind == "sequences":
+        rows["Training FLOPs per sequence of 500 tokens"] = f"{cost.flops(model, [500]):.3g}"
+    return rows
 
 
-def _procedure(settings: Recipe, found: Checkpoint) -> dict[str, object]:
-    optimizer, schedule, objective, progress = (
-        settings.optimizer,
-        settings.schedule,
-        settings.objective,
-        found.progress,
-    )
+def _procedure(settings: Recipe, objective: Any, found: Checkpoint) -> dict[str, object]:
+    optimizer, schedule, progress = settings.optimizer, settings.schedule, found.progress
+    named = {"adamw": "AdamW", "ranger": "Ranger"}[optimizer.name]
     return {
-        "Objective": f"masked tokens: {objective.masked_fraction:.0%} selected, of these {objective.mask_share:.0%} "
-        f"`<mask>`, {objective.random_share:.0%} another one, the rest unchanged",
+        **objective.described(),
+        "Stages": ", ".join(settings.stages) if settings.stages else "one",
         "Steps": f"{progress.step:,}",
-        "Sequences per global batch": f"{settings.batch.sequences:,}",
-        "Sequences seen": f"{progress.sequences:,}",
+        "Samples per global batch": f"{settings.batch.sequences:,}",
+        "Samples seen": f"{progress.sequences:,}",
         "Nucleotides seen": quantity(progress.nucleotides),
-        "Optimizer": f"AdamW, betas {tuple(optimizer.betas)}, eps {optimizer.eps:g}, weight decay "
+        "Optimizer": f"{named}, betas {tuple(optimizer.betas)}, eps {optimizer.eps:g}, weight decay "
         f"{optimizer.weight_decay:g}, gradient norm clipped at {optimizer.gradient_clipping:g}",
         "Learning rate": f"peak {optimizer.learning_rate:g}, {schedule.warmup_steps:,} warm-up steps, {schedule.name} "
         f"to {schedule.minimum:g}",
@@ -149,17 +157,16 @@ def _results(metrics: list[dict[str, Any]], found: Checkpoint) -> str:
     validation = [record for record in metrics if record["kind"] == "validation"]
     references = [record for record in metrics if record["kind"] == "references"]
     if training:
-        rows[f"Training loss at step {training[-1]['step']:,} (nats per masked token)"] = f"{training[-1]['loss']:.4f}"
-    if validation:
-        last = validation[-1]
-        rows[f"Validation loss at step {last['step']:,} (nats per masked token)"] = f"{last['loss']:.4f}"
-        rows["Validation perplexity over all tokens"] = f"{last['perplexity']:.3f}"
-        rows["Validation perplexity over A, C, G, U"] = f"{last['perplexity_acgu']:.3f}"
-        rows["Validation accuracy on masked tokens"] = f"{last['accuracy']:.3f}"
+        rows[f"Training loss at step {training[-1]['step']:,}"] = f"{training[-1]['loss']:.4f}"
+    for last in validation[-1:]:
+        for key, (title, digits) in FIGURES.items():
+            if key in last:
+                rows[f"Validation {title} at step {last['step']:,}"] = f"{last[key]:.{digits}f}"
     for record in references[-1:]:
-        for key in ("letter_frequencies", "markov_2", "generator_bound"):
-            if key in record:
-                rows[f"{key.replace('_', ' ')}, perplexity on the same targets"] = f"{record[key]['perplexity']:.3f}"
+        for name, figures in record.items():
+            if isinstance(figures, dict):
+                shown = ", ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
+                rows[f"{name.replace('_', ' ').capitalize()}, on the same targets"] = shown
     return "## Results\n\n" + _table(rows) if rows else ""
 
 

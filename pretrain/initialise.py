@@ -136,7 +136,7 @@ def _from_hub(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "vocab.txt", "README.md"]
+    patterns = ["*.json", "*.safetensors", "*.bin", "vocab.txt", "README.md"]
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,14 @@ class Opened:
     @property
     def mixed(self) -> bool:
         return len(self.places) > 1
+
+    @property
+    def fingerprint(self) -> str:
+        """What it trains on: the data of the mixture, and what an objective brings of its own, such as motifs."""
+        own: str = self.objective.data_fingerprint
+        if not own:
+            return self.mixture.fingerprint
+        return hashlib.sha256(f"{self.mixture.fingerprint} {own}".encode()).hexdigest()
 
     @property
     def steps(self) -> int:

@@ -75,7 +75,7 @@ class Ranger(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], step: int, parameters: list[Tensor]) -> None:
         """The ``step``-th update of parameters of one group."""
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         first, second, slow = ([self.state[p][kind] for p in parameters] for kind in STATE_KINDS)
         beta1, beta2 = group["betas"]
         torch._foreach_mul_(first, beta1)
@@ -119,7 +119,11 @@ def centralise_gradients(model: nn.Module) -> list[RemovableHandle]:
     gradient clipping, which comes later, then sees the norm of the centralised gradients (the authors' code clips
     before). Returns the handles that remove it again.
     """
-    return [p.register_hook(_centralised) for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    return [
+        p.register_hook(_centralised)  # type: ignore[no-untyped-call]
+        for p in model.parameters()
+        if p.requires_grad and p.dim() > 1
+    ]
 
 
 def _centralised(gradient: Tensor) -> Tensor:

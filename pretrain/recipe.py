@@ -16,6 +16,7 @@ from models import MODELS
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
+from pretrain.objectives.intervals_config import IntervalsConfig, with_presets
 from pretrain.schedule import NAMES
 
 
@@ -130,6 +131,8 @@ def _objective(layers: Sequence[tuple[str, DictConfig]]) -> Any:
     parts = _section(layers, "objective")
     name = _chosen(parts, "objective", list(OBJECTIVES))
     config_class, _ = OBJECTIVES[name]
+    if config_class is IntervalsConfig:
+        parts = with_presets(parts)
     return structured.merge(config_class(), parts, prefix="objective.")
 
 
@@ -222,16 +225,16 @@ def check(recipe: Recipe) -> None:
             "compute.precision=bf16 with deepspeed.zero_stage=0 is refused: there DeepSpeed applies an optimizer step "
             "before training starts, so weights and Adam's step count are wrong; use stage 1 or 2 (also on one GPU)"
         )
-    if recipe.batch.tokens_per_micro_batch < recipe.objective.max_tokens:
+    longest = getattr(recipe.objective, "max_tokens", 0)  # of reactivity none: the corpus says it
+    if recipe.batch.tokens_per_micro_batch < longest:
         raise PretrainError(
             f"batch.tokens_per_micro_batch = {recipe.batch.tokens_per_micro_batch} cannot hold one sequence of "
-            f"objective.max_tokens = {recipe.objective.max_tokens}; raise the first or lower the second"
+            f"objective.max_tokens = {longest}; raise the first or lower the second"
         )
     most = getattr(recipe.model, "max_tokens", None)
-    if most is not None and recipe.objective.max_tokens > most:
+    if most is not None and longest > most:
         raise PretrainError(
-            f"objective.max_tokens = {recipe.objective.max_tokens}, but the model has positions for {most} tokens only"
-            "; lower the first"
+            f"objective.max_tokens = {longest}, but the model has positions for {most} tokens only; lower the first"
         )
     if recipe.run.name != Path(recipe.run.name).name or recipe.run.name in ("", ".", ".."):
         refuse("run.name", recipe.run.name, "a plain directory name; the parent goes into run.directory")

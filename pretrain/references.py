@@ -72,6 +72,8 @@ def _scored(
 def _generator_bound(validation: Validation) -> dict[str, float] | None:
     """None unless every validation sequence is synthetic and whole, and the masking is the one the bound is for."""
     config = validation.objective.config
+    if config.name != "mlm":  # the bound is for tokens that are selected one by one
+        return None
     if not isinstance(validation.objective.alphabet, Alphabet):
         return None
     if not config.random_differs or set(config.random_letters) not in (set("ACGU"), set("ACGT")):

@@ -105,7 +105,7 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
             for layout, writer in layouts.items()
         ]
         (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
-        (partial / "README.md").write_text(model_card(run, found, settings, to.name, options.licence, layouts))
+        (partial / "README.md").write_text(model_card(run, found, with_tokenizer, to.name, options.licence, layouts))
         _publish(partial, to)
     except OSError as error:
         raise PretrainError(f"the release cannot be written to {to} ({error})") from error
@@ -129,7 +129,8 @@ def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
     """Every layout that can express the run's model and vocabulary, by name, the main directory first."""
     name, tokenizer = recipe.model_name(settings), getattr(settings.objective, "tokenizer", None)
     if tokenizer is None:
-        return dict(LAYOUTS[name].RELEASES)
+        releases: dict[str, ReleaseLayout] = LAYOUTS[name].RELEASES
+        return {key: layout for key, layout in releases.items() if layout.fits(settings.model)}
     return {"rnafoundry": _own_writer(SentencePieceTokenizer.load(tokenizer), name)}
 
 

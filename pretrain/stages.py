@@ -84,10 +84,9 @@ def open_stages(settings: Recipe, world: World) -> list[Stage]:
 def fingerprint(stages: list[Stage]) -> str:
     """What data a run trains on: that of its only stage, or a hash over those of all."""
     if len(stages) == 1:
-        return stages[0].data.mixture.fingerprint
+        return stages[0].data.fingerprint
     parts = [
-        f"{stage.name} {stage.start} {stage.settings.batch.sequences} {stage.data.mixture.fingerprint}"
-        for stage in stages
+        f"{stage.name} {stage.start} {stage.settings.batch.sequences} {stage.data.fingerprint}" for stage in stages
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -313,6 +313,8 @@ class Trainer:
             f"  {called}{mixture.count:,} training sequences{self._clusters()}, {quantity(mixture.nucleotides)} "
             f"nucleotides; {stage.settings.batch.sequences} sequences per step"
         )
+        if hasattr(self.objective, "describe"):
+            self._describe_masking()
         if not stage.settings.validation.baselines:
             return
         for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
@@ -326,6 +328,19 @@ class Trainer:
                 shown = "  ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
                 of = f" of {name}" if self.data.mixed else ""
                 self.console.say(f"  {title.replace('_', ' ')} on the validation targets{of}: {shown}")
+
+    def _describe_masking(self) -> None:
+        """What every level of masking does to this corpus; levels that do not do what they should are warned about."""
+        measure = partial(self.objective.describe, self.data.mixture)
+        report = self.world.together(measure if self.world.first else dict)
+        if self.tracker is None:
+            return
+        if self.progress.step == self.stage.start:
+            labels = {"stage": self.stage.name} if self.stage.name else {}
+            self.tracker.write("masking", self.progress.step, report | labels)
+        for level, figures in report["levels"].items():
+            letters = "  ".join(f"{letter} {share:.0%}" for letter, share in figures["composition"].items())
+            self.console.say(f"  level {level}: {figures['masked_fraction']:.1%} masked, of these {letters}")
 
     def _clusters(self) -> str:
         """An epoch draws one sequence per cluster, or without clusters every sequence: that must be seen."""

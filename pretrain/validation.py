@@ -91,7 +91,7 @@ class Validation(HeldOut):
     """Of masked sequences, per RNA type."""
 
     objective: MaskedObjective
-    columns = 6  # nats, targets, right, nucleotides of the targets; and over A, C, G, U: nats, targets
+    columns = 7  # nats, targets, right; of letters nats, nucleotides; and over A, C, G, U alone: nats, targets
 
     def __init__(self, corpus: Corpus, objective: MaskedObjective, sequences: int, budget: int):
         super().__init__(corpus, objective, sequences, budget)
@@ -116,7 +116,8 @@ class Validation(HeldOut):
         ).double()
         right = (logits.argmax(-1) == targets).double()
         widths = torch.from_numpy(batch.target_width).double()
-        columns = (nats, torch.ones_like(nats), right, widths, plain_nats, plain.double())
+        letters = nats * (widths > 0)  # a type token is a target without nucleotides
+        columns = (nats, torch.ones_like(nats), right, letters, widths, plain_nats, plain.double())
         of_type, n = self.types[chosen][batch.target_sample], self.rows
         return np.stack([np.bincount(of_type, column.numpy(), minlength=n) for column in columns], axis=1)
 
@@ -133,10 +134,10 @@ class Validation(HeldOut):
 
 
 def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
-    nats, targets, right, nucleotides, plain_nats, plain_targets = sums.tolist()
+    nats, targets, right, letter_nats, nucleotides, plain_nats, plain_targets = sums.tolist()
     return {
         "loss": nats / max(targets, 1),
-        "loss_per_nucleotide": nats / max(nucleotides, 1),
+        "loss_per_nucleotide": letter_nats / max(nucleotides, 1),
         "perplexity": perplexity(nats, targets),
         "accuracy": right / max(targets, 1),
         "perplexity_acgu": perplexity(plain_nats, plain_targets),

@@ -28,7 +28,7 @@ from data.profiles import ProfileRecord
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _ID = ("sequence_id", "id")
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 20  # pyarrow reads some 32 blocks ahead, so this is about 40 MB
 _BATCH_ROWS = 2048
 _NULLS = ["", "NA", "nan", "NaN", "NAN", "None", "null"]
 _VALUE, _ERROR = re.compile(r"reactivity_(\d+)"), re.compile(r"reactivity_error_(\d+)")

@@ -27,7 +27,7 @@ LAYOUTS = {  # our name of the model -> its layout file
 def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, Any, dict[str, Tensor]]:
     """(model name, configuration, state) of a MultiMolecule directory, ours, or a file in the authors' layout.
 
-    ``heads``: attention heads of the model, which the authors' layout does not store (all published files: 20).
+    ``heads``: attention heads of the model, for layouts that do not store them; else those of the published files.
     A directory is told by `model_type` in its config.json, a `.pt`, `.pth` or `.safetensors` file by the names of its
     tensors. Raises ModelError if there is nothing to read, reading would run code, or no model of ours fits.
     """

@@ -41,13 +41,14 @@ class ReleaseLayout:
     ``folder`` inside the release; "" is the release directory itself. ``write(directory, state, config, options)``
     writes into the existing directory and returns the path that `detect.read_checkpoint` reads back. ``usage`` is
     Markdown for the model card: how others load it, with PATH_OR_ID for the place. ``library``: the hub's name of the
-    library that loads it, for the card.
+    library that loads it, for the card. ``fits(config)``: whether the layout can express such a model at all.
     """
 
     folder: str
     write: Callable[[Path, dict[str, Tensor], Any, WriteOptions], Path]
     usage: str
     library: str | None = None
+    fits: Callable[[Any], bool] = lambda config: True
 
 
 TRANSFORMERS_USAGE = """```python

@@ -11,9 +11,13 @@ from typing import Any
 from pretrain.objectives.intervals import Intervals
 from pretrain.objectives.intervals_config import IntervalsConfig
 from pretrain.objectives.mlm import MLM, MLMConfig
+from pretrain.objectives.msa import MSA, MSAConfig
+from pretrain.objectives.reactivity import Reactivity, ReactivityConfig
 
 # name in recipes -> (config class, objective class)
 OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
     "mlm": (MLMConfig, MLM),
     "intervals": (IntervalsConfig, Intervals),
+    "msa": (MSAConfig, MSA),
+    "reactivity": (ReactivityConfig, Reactivity),
 }

@@ -155,7 +155,7 @@ class Intervals(MaskedObjective):
         report["words"] = {
             level: {
                 "words": len(words.words) + len(mined.words),
-                "fingerprint": xxhash.xxh3_64_hexdigest("\n".join([*words.words, "", *mined.words]).encode()),
+                "fingerprint": _fingerprint(words, mined),
                 "read": words.read + mined.read,
                 **(words.left_out + mined.left_out),
             }
@@ -164,6 +164,27 @@ class Intervals(MaskedObjective):
         for warning in report["warnings"]:
             log.warning("%s", warning)
         return report
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Identifies the words of motif and NPMI levels; empty without any."""
+        words = [f"{level} {_fingerprint(*words)}" for level, words in sorted(self.words.items())]
+        return " ".join(words)
+
+    def described(self) -> dict[str, object]:
+        """For the model card: what it is trained to do, in words."""
+        config = self.config
+        shares = [{k: v for k, v in vars(weights).items() if v} for weights in weights_in_use(config)]
+        levels = "; then ".join(", ".join(f"{k} {v:.3g}" for k, v in weights.items()) for weights in shares)
+        types = config.type_token
+        return {
+            "Tokens": "single nucleotides" + ", and the RNA type after `[IND]`" * types.append,
+            "Tokens per sequence in training, frame included": config.max_tokens,
+            "Objective": f"masked intervals ({levels}; {config.schedule}): {config.masked_fraction:.0%} of every "
+            f"sequence, of these {config.mask_share:.0%} `{self.alphabet.mask}`, {config.random_share:.0%} a random "
+            "nucleotide, the rest unchanged",
+            **({"RNA type left out, masked": f"{types.drop_prob:.0%}, {types.mask_prob:.0%}"} if types.append else {}),
+        }
 
     def _packed(self, samples: list[Sample], rows: FramedRows) -> Packed:
         known = None
@@ -177,6 +198,10 @@ class Intervals(MaskedObjective):
     @staticmethod
     def _draw(name: str, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
         return randomness.uniform(randomness.keys(randomness.key(name), keys), np.zeros(len(keys)))
+
+
+def _fingerprint(words: MotifWords, mined: MotifWords) -> str:
+    return xxhash.xxh3_64_hexdigest("\n".join([*words.words, "", *mined.words]).encode())
 
 
 def _read_words(options: WordOptions) -> tuple[MotifWords, MotifWords]:

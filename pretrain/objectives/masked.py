@@ -55,6 +55,7 @@ class MaskedObjective:
     """Made of a vocabulary; subclasses add `token_lengths`, `read` and `collate`."""
 
     kind = "sequences"  # of corpora
+    data_fingerprint = ""  # of what it trains on besides the corpus
     one_per_micro_batch = False
 
     def __init__(self, alphabet: Tokenizer):

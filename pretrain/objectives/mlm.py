@@ -94,6 +94,19 @@ class MLM(MaskedObjective):
         shown = self._corruption.replace(rows.tokens[chosen], rows.positions[chosen], keys[rows.sample[chosen]])
         return self._batch(rows, chosen, shown)
 
+    def described(self) -> dict[str, object]:
+        """For the model card: what it is trained to do, in words."""
+        config, pieces = self.config, self.config.tokenizer is not None
+        return {
+            "Tokens": "pieces (SentencePiece)" if pieces else "single nucleotides",
+            f"Tokens per sequence in training, `{self.alphabet.cls}` and `{self.alphabet.eos}` included": (
+                config.max_tokens
+            ),
+            "Objective": f"masked tokens: {config.masked_fraction:.0%} selected, of these {config.mask_share:.0%} "
+            f"`{self.alphabet.mask}`, {config.random_share:.0%} a random one"
+            f"{', never the same' * config.random_differs}, the rest unchanged",
+        }
+
     def _select(
         self,
         tokens: npt.NDArray[np.int64],

@@ -95,6 +95,8 @@ class AlignmentBatch:
 class MSA:
     """The objective: a sample out of an alignment (`collate`), and the loss of a model on it (`loss`)."""
 
+    kind = "alignments"
+    data_fingerprint = ""
     one_per_micro_batch = True  # alignments differ in both sizes, and are never padded
     COUNTS = ("correct", "targets")
 
@@ -227,6 +229,17 @@ class MSA:
             "perplexity": perplexity(loss, weight),
             "accuracy": correct / max(targets, 1.0),
             "targets": int(targets),
+        }
+
+    def described(self) -> dict[str, object]:
+        """For the model card: what it is trained to do, in words."""
+        config = self.config
+        return {
+            "Tokens": "nucleotides and gaps of an alignment, and `<cls>` in front of every row",
+            "Tokens per alignment in training": f"{config.max_tokens:,}, at most {config.max_rows:,} rows and "
+            f"{config.max_columns:,} columns",
+            "Objective": f"masked tokens of an alignment: {config.masked_fraction:.0%} selected ({config.select}), of "
+            f"these {config.mask_share:.0%} `<mask>`, {config.random_share:.0%} a random one, the rest unchanged",
         }
 
     def flops(self, module: Any, config: Any, batch: AlignmentBatch) -> float:

@@ -76,7 +76,9 @@ class ProfileBatch:
         if device.type == "cpu":
             return self
         moved = {
-            name: x.pin_memory().to(device, non_blocking=True) for name, x in self.__dict__.items() if torch.is_tensor(x)
+            name: x.pin_memory().to(device, non_blocking=True)
+            for name, x in self.__dict__.items()
+            if torch.is_tensor(x)
         }
         return ProfileBatch(**{**self.__dict__, **moved})
 
@@ -85,6 +87,7 @@ class Reactivity:
     """The objective: padded batches out of profiles (`collate`), and the loss of a model on them (`loss`)."""
 
     kind = "reactivity"
+    data_fingerprint = ""  # what a filter takes is part of the view's
     one_per_micro_batch = False
     COUNTS = ("targets",)
 
@@ -233,6 +236,17 @@ class Reactivity:
         """What the log shows of a summed loss, the summed weight and the sums of COUNTS."""
         return {"loss": loss / weight if weight else 0.0, "targets": int(targets)}
 
+    def described(self) -> dict[str, object]:
+        """For the model card: what it is trained to do, in words."""
+        config = self.config
+        return {
+            "Outputs": ", ".join(config.channels),
+            "Objective": "reactivity at every nucleotide: absolute difference to the value clipped to [0, 1], where it "
+            f"was measured with a signal-to-noise of at least {config.min_signal_to_noise:g}",
+            "Samples": config.samples.classes,
+            "Read backwards in training": f"{config.flip:.0%}",
+        }
+
     def flops(self, module: Any, config: Any, batch: ProfileBatch) -> float:
         """Of training on the micro-batch; ``module`` is the model's file."""
         flops: float = module.flops(config, batch.lengths.tolist())
@@ -247,8 +261,8 @@ def cost(lengths: I64) -> I64:
     """[n] what sequences count for when micro-batches are filled and work is dealt out, in nucleotides.
 
     Time and memory have a part that grows with the length, one with its square (pairs) and one with its cube (triangle
-    updates). The weights are those of the published size's forward pass (models/ribonanzanet_cost.py): a sequence of 177
-    nucleotides costs 2,768, one of 457 costs 23,461.
+    updates). The weights are those of the published size's forward pass (models/ribonanzanet_cost.py): 177
+    nucleotides cost 2,768, and 457 cost 23,464.
     """
     length = lengths.astype(np.float64)
     return np.ceil(length * (1 + length / 15.3 + (length / 101) ** 2)).astype(np.int64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from data import structured
 from data.errors import DataError
@@ -135,3 +135,24 @@ def test_an_unknown_configuration_suggests_the_nearest():
 def test_all_keys_lists_nested_names():
     expected = ["name", "section", "section.sequences", "section.share", "section.letters", "extra", "limit"]
     assert structured.all_keys(Schema()) == expected
+
+
+@dataclass
+class Inner_:
+    corpus: str | None = None
+
+
+@dataclass
+class Optional_:
+    data: Inner_ = field(default_factory=Inner_)
+    init_from: str | None = None
+
+
+def test_a_key_left_open_by_a_file_must_be_given_even_where_the_schema_has_a_default(tmp_path):
+    file = ("mine.yaml", OmegaConf.create({"init_from": "???", "data": {"corpus": "???"}}))
+    with pytest.raises(DataError, match=r"data\.corpus, init_from must be given"):
+        structured.merge(Optional_(), [file])
+    with pytest.raises(DataError, match="init_from must be given"):
+        structured.merge(Optional_(), [file, ("the command line", OmegaConf.create({"data": {"corpus": "x"}}))])
+    given = OmegaConf.create({"data": {"corpus": "x"}, "init_from": "y"})
+    assert structured.merge(Optional_(), [file, ("the command line", given)]) == Optional_(Inner_("x"), "y")

@@ -281,17 +281,16 @@ def test_registry():
 
 
 @pytest.mark.slow
-def test_compiles_for_any_length():
-    """One compiled function, three shapes, forward and backward as in eager mode."""
-    model = build()
-    compiled = torch.compile(model, dynamic=True, fullgraph=True)
-    for lengths in (LENGTHS, (8, 5), (21, 20, 17, 11)):
-        tokens, is_real = batch(lengths)
-        results = []
-        for run in (model, compiled):
-            model.zero_grad()
-            output = run(tokens, is_real)
-            output.square().sum().backward()
-            results.append((output.detach(), gradients(model)))
-        assert (results[0][0] - results[1][0]).abs().max() <= 1e-4
-        assert_same(results[1][1], results[0][1], 1e-4)
+def test_compiles_for_a_shape():
+    """One graph for a padded batch, forward and backward as in eager mode."""
+    model = build(dataclasses.replace(SMALL, layers=2))
+    compiled = torch.compile(model, dynamic=False, fullgraph=True)
+    tokens, is_real = batch()
+    results = []
+    for run in (model, compiled):
+        model.zero_grad()
+        output = run(tokens, is_real)
+        output.square().sum().backward()
+        results.append((output.detach(), gradients(model)))
+    assert (results[0][0] - results[1][0]).abs().max() <= 1e-4
+    assert_same(results[1][1], results[0][1], 1e-4)
