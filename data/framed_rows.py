@@ -83,3 +83,18 @@ class FramedRowMaker:
             starts,
             type_token,
         )
+
+
+class WholeFrames:
+    """A `data.rows.RowMaker` of rows that always have `<cls>` and `<eos>`: windows are cut from the nucleotides."""
+
+    def __init__(self, alphabet: Alphabet, max_tokens: int) -> None:
+        self._maker = FramedRowMaker(alphabet, max_tokens, RANDOM, frame=2)
+
+    def planned_lengths(self, nucleotides: I64) -> I64:
+        """Exact: `<cls>`, letters, `<eos>`."""
+        return self._maker.planned_lengths(nucleotides)
+
+    def rows(self, letters: list[npt.NDArray[np.uint8]], keys: npt.NDArray[np.uint64]) -> Rows:
+        """One row per sequence. Empty lists give `<cls>` `<eos>`."""
+        return self._maker.rows(letters, keys, np.full(len(letters), -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.manifest import read_manifest
+from data.tokenizer import made_of
 from models.layouts.releasing import ReleaseLayout
 from pretrain import recipe
 from pretrain.checkpoint import Checkpoint
@@ -56,6 +58,7 @@ def model_card(
     objective = OBJECTIVES[settings.objective.name][1](settings.objective)
     masked = objective.kind == "sequences"
     mask = objective.alphabet.mask
+    letters = "".join(itertools.compress(objective.alphabet.tokens, made_of(objective.alphabet)))
     front = {
         "language": "rna",
         "tags": ["Biology", "RNA", name],
@@ -74,6 +77,7 @@ def model_card(
         f"{TITLES[name]}, a model of RNA, pretrained with rnafoundry.\n",
         "## Use\n",
         *(layout.usage for layout in layouts.values()),
+        *(layout.notes(settings.model, letters) for layout in layouts.values()),
         "## Model\n",
         _table(_specification(settings, objective)),
         "## Training data\n",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data import randomness
 from models import MODELS
-from models.layouts.detect import read_checkpoint
+from models.layouts.detect import LAYOUTS, read_checkpoint
 from pretrain import checkpoint, recipe, run_tokenizer
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
@@ -41,6 +41,9 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, Any]:
     wanted = recipe.model_name(settings)
     if name != wanted:
         raise PretrainError(f"init_from={settings.init_from} holds a {name} model, but the recipe trains {wanted}")
+    adapt = getattr(LAYOUTS[name], "adapt", None)
+    if adapt is not None:
+        config, state = adapt(config, state, settings.model)
     _require_same_sizes(settings.model, config, settings.init_from)
     run_tokenizer.require_same_origin(source, settings)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}

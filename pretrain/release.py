@@ -116,6 +116,12 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     return found, checked
 
 
+def trained_letters(settings: Recipe) -> str:
+    """The letters that training gave rows of their own."""
+    alphabet = _objective(settings).alphabet
+    return "".join(itertools.compress(alphabet.tokens, made_of(alphabet)))
+
+
 def _own_writer(tokenizer: SentencePieceTokenizer, name: str) -> ReleaseLayout:
     def write(directory: Path, state: dict[str, Tensor], config: Any, options: WriteOptions) -> Path:
         own.write(directory, name, state, config, list(tokenizer.tokens), options.dtype, options.shard_bytes)
@@ -130,7 +136,8 @@ def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
     name, tokenizer = recipe.model_name(settings), getattr(settings.objective, "tokenizer", None)
     if tokenizer is None:
         releases: dict[str, ReleaseLayout] = LAYOUTS[name].RELEASES
-        return {key: layout for key, layout in releases.items() if layout.fits(settings.model)}
+        letters = trained_letters(settings)
+        return {key: layout for key, layout in releases.items() if layout.fits(settings.model, letters)}
     return {"rnafoundry": _own_writer(SentencePieceTokenizer.load(tokenizer), name)}
 
 
@@ -160,7 +167,8 @@ def _write_and_check(
     config, place = _unpadded_config(settings), directory / writer.folder
     place.mkdir(exist_ok=True)
     stem = f"{name}_{settings.run.name}"
-    path = writer.write(place, state, config, WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary))
+    how = WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary, trained_letters(settings))
+    path = writer.write(place, state, config, how)
     read_name, read_config, read_state = read_checkpoint(path, config.heads)
     if read_name != name:
         raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
@@ -211,7 +219,7 @@ def _logits(model: nn.Module, settings: Recipe, letters: list[npt.NDArray[np.uin
     """[M, V] on masked rows of these sequences: masks, crops, special tokens and ordinary letters all take part."""
     objective = _objective(settings)
     keys = randomness.keys(randomness.key("release"), np.arange(len(letters)))
-    result: Tensor = objective.logits(model, objective.collate(letters, keys))
+    result: Tensor = objective.logits(model, objective.collate(objective.plain(letters), keys))
     return result
 
 

@@ -67,7 +67,8 @@ class _Attention(Branch):
     def _project(self, h: Tensor, first: int = 0, last: int = 3) -> Tensor:
         """[..., d] -> [..., n, H, D]: n of queries (0), keys (1) and values (2)."""
         rows = slice(first * self.width, last * self.width)
-        return F.linear(h, self.qkv_weight[rows], self.qkv_bias[rows]).unflatten(-1, (-1, self.heads, self.head_dim))
+        projected = F.linear(h, self.qkv_weight[rows], self.qkv_bias[rows])
+        return projected.view(*h.shape[:-1], last - first, self.heads, self.head_dim)
 
     def _out(self, heads: Tensor) -> Tensor:
         """[..., H, D] -> [..., d]"""
@@ -124,7 +125,7 @@ class RowAttention(_Attention):
         if self.attention_dropout:
             probs = F.dropout(probs, self.attention_dropout, self.training)
         out_BHLX = torch.matmul(probs, v_BHLX)
-        return out_BHLX.unflatten(-1, (rows, self.head_dim)).permute(0, 3, 2, 1, 4)
+        return out_BHLX.view(*out_BHLX.shape[:-1], rows, self.head_dim).permute(0, 3, 2, 1, 4)
 
 
 class ColumnAttention(_Attention):
@@ -164,7 +165,8 @@ class ColumnAttention(_Attention):
 
     def _attend(self, qkv_T3HD: Tensor, cu: Tensor, longest: int) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        return attention(*qkv_T3HD.unbind(1), cu, longest, dropout=dropout, kernel=self.kernel)
+        q, k, v = qkv_T3HD.unbind(1)
+        return attention(q, k, v, cu, longest, dropout=dropout, kernel=self.kernel)
 
 
 def _fold(x_BRLHD: Tensor) -> Tensor:
@@ -191,5 +193,6 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """
     with torch.autocast(a.device.type, enabled=False):
         if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
-            return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, a.shape[:2])
+            product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
+            return product.view(*a.shape[:2], *product.shape[1:])
         return torch.matmul(_widened(a), _widened(b))

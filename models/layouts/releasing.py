@@ -32,6 +32,7 @@ class WriteOptions:
     dtype: torch.dtype = torch.float32
     shard_bytes: int | None = None  # largest file of a directory; None: one file
     vocabulary: int = 28  # tokens of MultiMolecule's alphabet: 28 since 0.2.0, 26 before
+    letters: str | None = "ACGU"  # that training gave rows of their own; None: every row is meant as it is
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,16 @@ class ReleaseLayout:
     ``folder`` inside the release; "" is the release directory itself. ``write(directory, state, config, options)``
     writes into the existing directory and returns the path that `detect.read_checkpoint` reads back. ``usage`` is
     Markdown for the model card: how others load it, with PATH_OR_ID for the place. ``library``: the hub's name of the
-    library that loads it, for the card. ``fits(config)``: whether the layout can express such a model at all.
+    library that loads it, for the card. ``fits(config, letters)``: whether the layout can express such
+    a model, trained on such letters, at all. ``notes(config, letters)``: Markdown for the card on what was not trained.
     """
 
     folder: str
     write: Callable[[Path, dict[str, Tensor], Any, WriteOptions], Path]
     usage: str
     library: str | None = None
-    fits: Callable[[Any], bool] = lambda config: True
+    fits: Callable[[Any, str], bool] = lambda config, letters: True
+    notes: Callable[[Any, str], str] = lambda config, letters: ""
 
 
 TRANSFORMERS_USAGE = """```python

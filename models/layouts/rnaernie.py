@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from models.layouts import huggingface, paddle
@@ -59,6 +60,18 @@ __all__ = [
 MODEL_TYPES = (MODEL_TYPE,)
 
 
+def adapt(
+    config: RNAErnieConfig, state: dict[str, Tensor], wanted: RNAErnieConfig
+) -> tuple[RNAErnieConfig, dict[str, Tensor]]:
+    """Released weights for a run of the configuration ``wanted``: without the pooler if that trains none, and with
+    initial rows for the RNA types (seed 0) if it has them and the release does not."""
+    if config.pooler and not wanted.pooler:
+        config, state = drop_pooler(state, config)
+    if config.vocab == len(STRIPPED) and wanted.vocab == len(FULL):
+        config, state = grow_vocabulary(state, config, torch.Generator().manual_seed(0))
+    return config, state
+
+
 def release_notes(config: RNAErnieConfig, letters: str | None = "ACGU") -> str:
     """Markdown for the model card: what in a release of such a model was not trained. "" if all was.
 
@@ -82,44 +95,23 @@ def release_notes(config: RNAErnieConfig, letters: str | None = "ACGU") -> str:
     return "".join(notes)
 
 
-def write_stripped(
-    directory: Path,
-    state: dict[str, Tensor],
-    config: RNAErnieConfig,
-    options: WriteOptions,
-    *,
-    letters: str | None = "ACGU",
-) -> Path:
+def write_stripped(directory: Path, state: dict[str, Tensor], config: RNAErnieConfig, options: WriteOptions) -> Path:
     """Write MultiMolecule's directory with its 28 (or 26) tokens; the rows of types are left out."""
-    return _write_directory(directory, state, config, options, vocabulary(options.vocabulary), letters)
+    return _write_directory(directory, state, config, options, vocabulary(options.vocabulary))
 
 
-def write_full(
-    directory: Path,
-    state: dict[str, Tensor],
-    config: RNAErnieConfig,
-    options: WriteOptions,
-    *,
-    letters: str | None = "ACGU",
-) -> Path:
+def write_full(directory: Path, state: dict[str, Tensor], config: RNAErnieConfig, options: WriteOptions) -> Path:
     """Write MultiMolecule's directory with 57 tokens: [IND] and the types are special tokens of the tokenizer."""
-    return _write_directory(directory, state, config, options, FULL, letters)
+    return _write_directory(directory, state, config, options, FULL)
 
 
-def write_original(
-    directory: Path,
-    state: dict[str, Tensor],
-    config: RNAErnieConfig,
-    options: WriteOptions,
-    *,
-    letters: str | None = "ACGU",
-) -> Path:
+def write_original(directory: Path, state: dict[str, Tensor], config: RNAErnieConfig, options: WriteOptions) -> Path:
     """Write the authors' file NAME.pdparams, in fp32: Paddle's bfloat16 is no number to numpy, so values are rounded.
 
-    The file has no rows for ambiguity codes and symbols; ``letters`` decides what <null>'s stands for.
+    The file has no rows for ambiguity codes and symbols; ``options.letters`` decides what <null>'s stands for.
     """
     path = directory / f"{options.name}{paddle.SUFFIX}"
-    tensors = to_original(fill(state, config, _untrained(config, letters)), config)
+    tensors = to_original(fill(state, config, _untrained(config, options.letters)), config)
     paddle.write_pdparams(path, {name: x.to(options.dtype).float() for name, x in tensors.items()})
     return path
 
@@ -130,9 +122,8 @@ def _write_directory(
     config: RNAErnieConfig,
     options: WriteOptions,
     wanted: tuple[str, ...],
-    letters: str | None,
 ) -> Path:
-    content, tensors = to_multimolecule(state, config, wanted, _untrained(config, letters))
+    content, tensors = to_multimolecule(state, config, wanted, _untrained(config, options.letters))
     content["dtype"] = str(options.dtype).removeprefix("torch.")
     tensors = {name: x.to(options.dtype) for name, x in tensors.items()}
     tokenizer = tokenizer_config(config, len(wanted))
@@ -159,7 +150,12 @@ model.set_state_dict(paddle.load("original/NAME.pdparams"))
 ```
 """
 RELEASES = {
-    "multimolecule": ReleaseLayout("", write_stripped, TRANSFORMERS_USAGE, library="multimolecule"),
+    "multimolecule": ReleaseLayout(
+        "", write_stripped, TRANSFORMERS_USAGE, library="multimolecule", notes=release_notes
+    ),
     "full": ReleaseLayout("full", write_full, _FULL_USAGE),
-    "original": ReleaseLayout("original", write_original, _ORIGINAL_USAGE),
+    # It has no rows for ambiguity codes, so it cannot hold what training made of them.
+    "original": ReleaseLayout(
+        "original", write_original, _ORIGINAL_USAGE, fits=lambda config, letters: set(letters) <= set("ACGU")
+    ),
 }

@@ -89,6 +89,10 @@ class Intervals(MaskedObjective):
         """[n] tokens that sequences of these lengths are planned with: with a type, which some of them will lack."""
         return self._rows.planned_lengths(nucleotides)
 
+    def plain(self, letters: list[npt.NDArray[np.uint8]]) -> list[Sample]:
+        """Samples without types and structures."""
+        return [Sample(one) for one in letters]
+
     def read(self, corpus: Any, ids: npt.NDArray[np.int64]) -> list[Sample]:
         """The samples that `collate` takes. Types and structures are read only where the configuration uses them."""
         letters = corpus.letters(ids)

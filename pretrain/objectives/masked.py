@@ -64,6 +64,10 @@ class MaskedObjective:
         self._widths = widths(alphabet)
         self._mask_id = alphabet.ids[alphabet.mask]
 
+    def plain(self, letters: list[npt.NDArray[np.uint8]]) -> Any:
+        """Samples, as `collate` takes them, that are sequences and nothing else."""
+        return letters
+
     def token_lengths(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[n] tokens that sequences of these lengths are planned with."""
         raise NotImplementedError

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data import randomness
-from data.alphabet import ALPHABETS, NUCLEOTIDES
+from data.alphabet import ALPHABETS, NUCLEOTIDES, Alphabet
+from data.framed_rows import WholeFrames
 from data.loader import Moment
 from data.masking.corruption import Corruption
-from data.rows import row_maker
+from data.rows import RowMaker, row_maker
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.tokenizer import Tokenizer, made_of
 from pretrain.objectives.masked import MaskedBatch, MaskedObjective, check_random_letters, check_shares, refuse
@@ -36,6 +37,7 @@ class MLMConfig:
     alphabet: str = "rinalmo"  # vocabulary of single nucleotides, see data/alphabet.py
     tokenizer: str | None = None  # instead of it, a directory made by `launch/prepare.py tokenizer`
     max_tokens: int = 1024  # per sequence, `<cls>` and `<eos>` included
+    crop: str = "row"  # what a window of longer ones is cut from: row, so a fragment lacks ends; letters: it has both
     masked_fraction: float = 0.15  # of eligible tokens
     mask_share: float = 0.8  # of selected tokens: becomes `<mask>`
     random_share: float = 0.1  # of selected tokens: becomes a random letter; the rest stays as it is
@@ -54,7 +56,7 @@ class MLM(MaskedObjective):
         # The vocabulary: single letters, or pieces of several nucleotides.
         super().__init__(_tokenizer(config))
         check_random_letters(config.random_letters, self.alphabet)
-        self._rows = row_maker(self.alphabet, config.max_tokens)
+        self._rows = _rows(config, self.alphabet)
         self._eligible = made_of(self.alphabet, NUCLEOTIDES if config.eligible == "nucleotides" else None)
         self._corruption = Corruption(
             self._mask_id,
@@ -132,6 +134,15 @@ class MLM(MaskedObjective):
         return np.sort(eligible[by_draw[rank_in_sample < quota[sample[eligible][by_draw]]]])
 
 
+def _rows(config: MLMConfig, vocabulary: Tokenizer) -> RowMaker:
+    if config.crop == "row":
+        return row_maker(vocabulary, config.max_tokens)
+    if not isinstance(vocabulary, Alphabet):
+        refuse("crop", config.crop, "row with a tokenizer: how many letters a window of pieces has is not known before")
+    assert isinstance(vocabulary, Alphabet)
+    return WholeFrames(vocabulary, config.max_tokens)
+
+
 def _check(config: MLMConfig) -> None:
     if config.alphabet not in ALPHABETS:
         refuse("alphabet", config.alphabet, f"one of {', '.join(ALPHABETS)}")
@@ -139,6 +150,8 @@ def _check(config: MLMConfig) -> None:
         refuse("max_tokens", config.max_tokens, "at least 3: a nucleotide between <cls> and <eos>")
     if not 0 < config.masked_fraction <= 1:
         refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
+    if config.crop not in ("row", "letters"):
+        refuse("crop", config.crop, "row or letters")
     check_shares(config.mask_share, config.random_share)
     if config.eligible not in ("letters", "nucleotides"):
         refuse("eligible", config.eligible, "letters or nucleotides")

@@ -49,7 +49,7 @@ class Samples:
 @dataclass
 class ReactivityConfig:
     name: str = "reactivity"
-    channels: list[str] = field(default_factory=lambda: ["2A3_MaP", "DMS_MaP"])  # in the order of the model's outputs
+    channels: list[str] = field(default_factory=lambda: ["2A3", "DMS"])  # in the order of the model's outputs
     samples: Samples = field(default_factory=Samples)
     min_signal_to_noise: float = 1.0  # channels of a sample below it are not trained on
     flip: float = 0.5  # probability of reading a sample backwards; above 0, prediction averages both directions
@@ -115,6 +115,12 @@ class Reactivity:
                 f"{corpus.path}: has the channels {', '.join(corpus.channels)}, but objective.channels is "
                 f"{', '.join(self.config.channels)}; set it to those of the corpus, in their order."
             )
+
+    def plain(self, letters: list[npt.NDArray[np.uint8]]) -> list[Profile]:
+        """Samples made of sequences alone, nothing being measured."""
+        nothing = [np.full((len(one), len(self.config.channels)), np.nan, np.float32) for one in letters]
+        ratio = np.full(len(self.config.channels), np.nan, np.float32)
+        return [Profile(one, none, none, ratio) for one, none in zip(letters, nothing, strict=True)]
 
     def costs(self, corpus: Lengths, ids: I64) -> I64:
         """[n] what samples count for in `batch.tokens_per_micro_batch`: see `cost`."""

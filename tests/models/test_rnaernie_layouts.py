@@ -19,6 +19,7 @@ from models.rnaernie import RNAErnie, RNAErnieConfig
 from tests.models.rnaernie_models import small
 
 OPTIONS = WriteOptions("model")
+AS_IT_IS = WriteOptions("model", letters=None)  # every row is meant
 LETTERS = ("<null>", *"NRYSWKMBDHVIX|.*-?")  # that training reads as <unk>
 
 
@@ -269,7 +270,7 @@ def test_export_writes_the_same_bytes_twice(tmp_path):
 @pytest.mark.parametrize("prefix", ["rnaernie.", ""])
 def test_older_key_prefixes_and_a_missing_pooler(tmp_path, prefix):
     model = small(vocab=28)
-    layout.write_stripped(tmp_path, model.state_dict(), model.config, OPTIONS, letters=None)
+    layout.write_stripped(tmp_path, model.state_dict(), model.config, AS_IT_IS)
     tensors = load_file(tmp_path / "model.safetensors")
     renamed = {name.replace("model.", prefix, 1) if name[0] == "m" else name: x for name, x in tensors.items()}
     renamed = {name: x for name, x in renamed.items() if "pooler" not in name}
@@ -283,12 +284,12 @@ def test_older_key_prefixes_and_a_missing_pooler(tmp_path, prefix):
 def test_sharded_and_bf16_exports(tmp_path):
     model = small(vocab=28, pooler=True)
     state = model.state_dict()
-    sharded = WriteOptions("model", shard_bytes=100_000)
-    layout.write_stripped(tmp_path / "s", state, model.config, sharded, letters=None)
+    sharded = WriteOptions("model", shard_bytes=100_000, letters=None)
+    layout.write_stripped(tmp_path / "s", state, model.config, sharded)
     assert len(list((tmp_path / "s").glob("model-*.safetensors"))) > 2
     assert same(layout.from_directory(tmp_path / "s")[1], state)
-    half = WriteOptions("model", dtype=torch.bfloat16)
-    layout.write_stripped(tmp_path / "b", state, model.config, half, letters=None)
+    half = WriteOptions("model", dtype=torch.bfloat16, letters=None)
+    layout.write_stripped(tmp_path / "b", state, model.config, half)
     rounded = {name: x.bfloat16().float() for name, x in state.items()}
     assert same(layout.from_directory(tmp_path / "b")[1], rounded)
     path = layout.write_original(tmp_path, state, model.config, half)

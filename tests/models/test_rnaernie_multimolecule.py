@@ -22,6 +22,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 SEQUENCES = ["ACGUNRYA", "GG<mask>AUKMSIUCGAU-A", "U", "<mask>ACGUBDHVW<mask>UUGACGUAC", "acgutT<mask>x"]
 TYPED = ["ACG<mask>[IND][miRNA]", "GGAUCCAUGUCUAAGCC<mask>AGU[IND][vaultRNA]", "N<mask>A", "ACGU[IND]<mask>"]
 OPTIONS = WriteOptions("model")
+AS_IT_IS = WriteOptions("model", letters=None)  # every row is meant
 
 
 def load(directory, of="RnaErnieForPreTraining", dtype=None):
@@ -41,9 +42,12 @@ def token_rows(encoded):
 @pytest.mark.parametrize(("form", "vocab"), [("stripped", 28), ("stripped", 57), ("full", 57), ("26 tokens", 57)])
 def test_same_logits_representations_and_pooled_vectors(tmp_path, pack, form, vocab):
     model = small(vocab=vocab, pooler=True)
-    state, options = model.state_dict(), WriteOptions("model", vocabulary=26 if form == "26 tokens" else 28)
+    state, options = (
+        model.state_dict(),
+        WriteOptions("model", vocabulary=26 if form == "26 tokens" else 28, letters=None),
+    )
     write = layout.write_full if form == "full" else layout.write_stripped
-    write(tmp_path, state, model.config, options, letters=None)
+    write(tmp_path, state, model.config, options)
     theirs = load(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     known = FULL if form == "full" else VOCABULARIES[26 if form == "26 tokens" else 28]
@@ -240,11 +244,11 @@ def test_rows_of_the_types_survive_only_in_the_full_directory(tmp_path):
     original = original_tensors()
     config, state = layout.from_original(original, heads=4)
     words = original["ernie.embeddings.word_embeddings.weight"]
-    layout.write_full(tmp_path, state, config, OPTIONS, letters=None)
+    layout.write_full(tmp_path, state, config, AS_IT_IS)
     full = layout.to_original(layout.from_directory(tmp_path)[1], layout.from_directory(tmp_path)[0])
     restored = [i for i, token in enumerate(ORIGINAL) if token != "[DEL]"]
     assert torch.equal(full["ernie.embeddings.word_embeddings.weight"][restored], words[restored])
-    layout.write_stripped(tmp_path, state, config, OPTIONS, letters=None)
+    layout.write_stripped(tmp_path, state, config, AS_IT_IS)
     config, state = layout.from_directory(tmp_path)
     stripped = layout.to_original(state, config)["ernie.embeddings.word_embeddings.weight"]
     assert torch.equal(stripped[35:], words[35:])

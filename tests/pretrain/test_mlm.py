@@ -221,6 +221,19 @@ def test_a_crop_is_a_window_of_the_whole_row_with_cls_and_eos_only_at_its_ends()
     assert chi2 < 22 + 4 * np.sqrt(44)
 
 
+def test_a_crop_of_letters_always_has_cls_and_eos():
+    sequence = random_letters(1, 60)[0]
+    letters = RINALMO.encode(sequence).tolist()
+    batch = MLM(MLMConfig(max_tokens=40, crop="letters")).collate([sequence] * 3000, keys(3000))
+    windows = {tuple(letters[start : start + 38]): start for start in range(60 - 38 + 1)}
+    rows = original(batch).reshape(-1, 40)
+    assert (rows[:, 0] == RINALMO.ids["<cls>"]).all()
+    assert (rows[:, -1] == RINALMO.ids["<eos>"]).all()
+    counts = np.bincount([windows[tuple(row)] for row in rows[:, 1:-1].tolist()], minlength=23)
+    chi2 = ((counts - 3000 / 23) ** 2 / (3000 / 23)).sum()
+    assert chi2 < 22 + 4 * np.sqrt(44)
+
+
 @pytest.mark.parametrize(("length", "tokens"), [(1, 3), (37, 39), (38, 40), (39, 40), (500, 40)])
 def test_a_row_longer_than_max_tokens_is_cut_to_it_and_a_shorter_one_is_whole(length, tokens):
     objective = MLM(MLMConfig(max_tokens=40))
@@ -321,6 +334,7 @@ def test_a_micro_batch_without_targets_has_loss_zero():
 CHANGES = {
     "alphabet": "reversed",
     "max_tokens": 60,
+    "crop": "letters",
     "masked_fraction": 0.3,
     "mask_share": 0.5,
     "random_share": 0.2,
@@ -340,7 +354,9 @@ def test_the_changes_below_cover_every_key():
 def test_every_key_changes_the_batch(key, monkeypatch):
     other = Alphabet("reversed", RINALMO.tokens[:5] + RINALMO.tokens[:4:-1])
     monkeypatch.setitem(mlm.ALPHABETS, "reversed", other)
-    batches = [MLM(config).collate(LARGE[:20], keys(20)) for config in (MLMConfig(), MLMConfig(**{key: CHANGES[key]}))]
+    short = {"max_tokens": 50} if key == "crop" else {}
+    configs = (MLMConfig(**short), MLMConfig(**short, **{key: CHANGES[key]}))
+    batches = [MLM(config).collate(LARGE[:20], keys(20)) for config in configs]
     assert per_sample(batches[0]) != per_sample(batches[1])
 
 

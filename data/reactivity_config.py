@@ -1,0 +1,211 @@
+"""What a corpus of reactivity profiles is made of: the config of `launch/prepare.py reactivity`, and its checks.
+
+Every mistake in it becomes one sentence that names the file, the key and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from data import structured
+from data.errors import DataError
+from data.formats import openvaccine, rdat, reactivity_table
+from data.prepare_config import ClusterConfig
+from data.reactivity_filter import CLASSES
+
+SUFFIXES = (*reactivity_table.SUFFIXES, *rdat.SUFFIXES, *openvaccine.SUFFIXES)
+KIND = "reactivity"
+MOST_CHANNELS = 32
+# Keys that change neither the samples nor their order nor the shards: they are not part of a corpus's identity.
+_NOT_IDENTITY = ("kind", "output", "overwrite", "sources", "threads", "mmseqs", "published")
+
+
+@dataclass
+class ReactivitySource:
+    """One origin of profiles. ``path`` is a file, a folder of them, or a glob; formats are told by the suffix."""
+
+    name: str = MISSING
+    path: str = MISSING
+    experiments: dict[str, str] = field(default_factory=dict)  # experiment -> channel, where names do not tell it
+    sequences: str = ""  # a table with sequence_id and sequence, for files that hold ids only (pseudo-labels)
+    signal_to_noise: float | None = None  # of every profile of this source, in place of what the file says
+    drop_datasets: list[str] = field(default_factory=list)  # rows whose dataset_name starts so leave,
+    keep_datasets: list[str] = field(default_factory=list)  # unless it starts with one of these
+    download: dict[str, Any] | None = None  # where its files come from: `data.download_config`
+
+
+@dataclass
+class SplitConfig:
+    """Which samples are the validation split: one of ``folds`` folds of the samples of the classes ``of``."""
+
+    by: str = "sequence"  # sequence: stratified by library (spec RibonanzaNet 4); cluster: whole clusters
+    folds: int = 6  # 0 for no validation split
+    fold: int = 0
+    of: list[str] = field(default_factory=lambda: ["clean"])
+
+
+@dataclass
+class ReactivityConfig:
+    """Paths are relative to the working directory. Defaults are RibonanzaNet's."""
+
+    name: str = MISSING
+    kind: str = KIND
+    sources: list[ReactivitySource] = field(default_factory=list)
+    channels: list[str] = field(default_factory=lambda: ["2A3", "DMS"])  # this order everywhere in the corpus
+    output: str = ""  # "" is corpora/NAME
+    overwrite: bool = False  # replace an existing output
+    min_length: int = 1  # nucleotides
+    max_length: int = 0  # nucleotides; 0 is no limit
+    ambiguity: str = "keep"  # R Y K M S W B D H V N: keep, drop (the sequence), N (write N instead)
+    other_letters: str = "drop"  # everything else, e.g. X: drop, N
+    unpaired: str = "keep"  # sequences without a profile in every channel: keep, drop
+    threshold: float = 1.0  # of signal-to-noise, between the classes clean, dirty and noisy
+    clusters: ClusterConfig = field(default_factory=ClusterConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0  # of the shuffle and of the folds
+    shard_megabytes: int = 128  # 1e6 bytes; a shard holds whole blocks and at least one
+    threads: int = 0  # threads of mmseqs; 0 is one per core. Changes no byte
+    mmseqs: str = "mmseqs"  # the MMseqs2 program: a name on PATH, or a path
+    published: dict[str, Any] = field(default_factory=dict)  # counts to compare with: what its authors report
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output or f"corpora/{self.name}")
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the bytes of a corpus, apart from its sources; files by name only."""
+        found = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_IDENTITY}
+        found["clusters"]["table"] = Path(self.clusters.table).name
+        return found
+
+
+def load_reactivity_config(file: str | Path | None, overrides: Sequence[str] = (), **given: Any) -> ReactivityConfig:
+    """Schema defaults < YAML file < ``given`` < ``key=value`` overrides. Raises DataError."""
+    layers: list[tuple[str, Any]] = []
+    if file is not None:
+        layers.append((str(file), structured.read_yaml(Path(file))))
+    if given:
+        layers.append(("the command line", OmegaConf.create(given)))
+    layers.append(("the command line", structured.read_overrides(overrides)))
+    config = structured.merge(ReactivityConfig(), layers)
+    assert isinstance(config, ReactivityConfig)
+    check(str(file) if file is not None else "the command line", config)
+    return config
+
+
+def check(where: str, config: ReactivityConfig) -> None:
+    """Values that are of the right type but cannot work, each with a sentence (DataError)."""
+
+    def refuse(key: str, value: object, expected: str) -> None:
+        raise DataError(f"{where}: {key} is {value!r}, expected {expected}.")
+
+    clusters, split = config.clusters, config.split
+    for key, value, allowed in (
+        ("kind", config.kind, (KIND,)),
+        ("ambiguity", config.ambiguity, ("keep", "drop", "N")),
+        ("other_letters", config.other_letters, ("drop", "N")),
+        ("unpaired", config.unpaired, ("keep", "drop")),
+        ("split.by", split.by, ("sequence", "cluster")),
+        ("clusters.method", clusters.method, ("none", "mmseqs", "table")),
+        ("clusters.missing", clusters.missing, ("error", "singleton")),
+        *((f"split.of[{i}]", name, CLASSES) for i, name in enumerate(split.of)),
+    ):
+        if value not in allowed:
+            refuse(key, value, "one of " + ", ".join(allowed))
+    if not config.name or config.name.startswith(".") or "/" in config.name:
+        refuse("name", config.name, "a plain name without slashes")
+    if not config.channels or len(config.channels) > MOST_CHANNELS or len(set(config.channels)) < len(config.channels):
+        refuse("channels", list(config.channels), f"1 to {MOST_CHANNELS} different names")
+    if split.by == "cluster" and clusters.method == "none":
+        refuse("clusters.method", clusters.method, "mmseqs or table, since split.by is cluster")
+    if (clusters.method == "table") != bool(clusters.table):
+        raise DataError(f"{where}: clusters.table is the clustering of clusters.method=table: give both, or neither.")
+    if clusters.table and not Path(clusters.table).exists():
+        raise DataError(f"{where}: clusters.table: {clusters.table} does not exist; mend the path.")
+    for key in ("identity", "coverage"):
+        if not 0 < getattr(clusters, key) <= 1:
+            refuse(f"clusters.{key}", getattr(clusters, key), "a fraction above 0 and up to 1")
+    if split.folds == 1 or split.folds < 0:
+        refuse("split.folds", split.folds, "2 or more, or 0 for no validation split")
+    if split.folds and not 0 <= split.fold < split.folds:
+        refuse("split.fold", split.fold, f"a fold from 0 to {split.folds - 1}")
+    if split.folds and not split.of:
+        refuse("split.of", list(split.of), "at least one of " + ", ".join(CLASSES))
+    if config.min_length < 1:
+        refuse("min_length", config.min_length, "a length of at least 1")
+    if config.max_length and config.max_length < config.min_length:
+        refuse("max_length", config.max_length, f"0 (no limit) or at least min_length ({config.min_length})")
+    if config.threads < 0:
+        refuse("threads", config.threads, "a count of 0 or more")
+    if config.shard_megabytes < 1:
+        refuse("shard_megabytes", config.shard_megabytes, "at least 1")
+    if not config.sources:
+        raise DataError(f"{where}: sources is empty; list at least one entry with `name` and `path`.")
+    names = [source.name for source in config.sources]
+    for i, source in enumerate(config.sources):
+        if names.index(source.name) != i:
+            refuse(f"sources[{i}].name", source.name, "a name that no other source has")
+        for experiment, channel in source.experiments.items():
+            if channel not in config.channels:
+                refuse(f"sources[{i}].experiments.{experiment}", channel, "one of " + ", ".join(config.channels))
+        if source.sequences and not Path(source.sequences).is_file():
+            raise DataError(f"{where}: sources[{i}].sequences: {source.sequences} does not exist; mend the path.")
+
+
+def source_files(source: ReactivitySource) -> list[Path]:
+    """The files of a source, sorted by path so that no directory's listing order matters. Never empty."""
+    path = Path(source.path)
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.is_file() and p.name.endswith(SUFFIXES) and not p.name.startswith(".")]
+        wanted = "no file named " + ", ".join("*" + suffix for suffix in SUFFIXES)
+    elif glob.has_magic(source.path) and not path.exists():
+        found = [Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file()]
+        wanted = "nothing matches this pattern"
+    elif path.is_file():
+        found, wanted = [path], ""
+    else:
+        raise DataError(f"source {source.name}: {source.path} does not exist; download it or mend `path`.")
+    if not found:
+        raise DataError(f"source {source.name}: {source.path}: {wanted}; download the files or mend `path`.")
+    for one in found:
+        if not one.name.endswith(SUFFIXES):
+            raise DataError(
+                f"source {source.name}: {one}: the format is told by the suffix, one of {', '.join(SUFFIXES)}; "
+                "rename the file."
+            )
+    return sorted(set(found), key=lambda p: p.as_posix())
+
+
+def identity_key(config: ReactivityConfig, files: list[list[Path]]) -> str:
+    """Tells whether a partial build belongs to this config and these very files (path, size, modification time)."""
+
+    def seen(path: Path) -> list[Any]:
+        return [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
+
+    described = [
+        [source_options(source), [seen(path) for path in paths]]
+        for source, paths in zip(config.sources, files, strict=True)
+    ]
+    more = [seen(Path(path)) for path in (config.clusters.table, *(s.sequences for s in config.sources)) if path]
+    options = config.identity()
+    return json.dumps({"kind": KIND, "options": options, "sources": described, "more": more}, sort_keys=True)
+
+
+def source_options(source: ReactivitySource) -> dict[str, Any]:
+    """What decides how a source is read, apart from its files."""
+    found = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("path", "download")}
+    found["sequences"] = Path(source.sequences).name
+    return found
