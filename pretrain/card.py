@@ -45,12 +45,16 @@ rnafoundry loads the weights (`init_from`, or `models.layouts.detect.read_checkp
 def model_card(
     run: Path | None,
     found: Checkpoint,
+    whole: Recipe,
     settings: Recipe,
     release_name: str,
     licence: str | None,
     layouts: dict[str, ReleaseLayout],
 ) -> str:
-    """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there."""
+    """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there.
+
+    ``whole``: the recipe of the run; ``settings``: the same as it holds in its last stage, with the tokenizer at hand.
+    """
     metrics = read_metrics(run / "metrics.jsonl") if run else []
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
     origin = found.progress.origin
@@ -81,9 +85,9 @@ def model_card(
         "## Model\n",
         _table(_specification(settings, objective)),
         "## Training data\n",
-        _data(settings, found),
+        _data(whole, found),
         "## Training\n",
-        _table(_procedure(settings, objective, found)),
+        _table(_procedure(whole, settings, objective, found)),
         "`recipe.yaml` in this directory holds every setting.\n",
         _results(metrics, found),
         "## Origin and licence\n",
@@ -106,12 +110,12 @@ def _specification(settings: Recipe, objective: Any) -> dict[str, object]:
     return rows
 
 
-def _procedure(settings: Recipe, objective: Any, found: Checkpoint) -> dict[str, object]:
+def _procedure(whole: Recipe, settings: Recipe, objective: Any, found: Checkpoint) -> dict[str, object]:
     optimizer, schedule, progress = settings.optimizer, settings.schedule, found.progress
     named = {"adamw": "AdamW", "ranger": "Ranger"}[optimizer.name]
     return {
         **objective.described(),
-        "Stages": ", ".join(settings.stages) if settings.stages else "one",
+        "Stages": ", ".join(whole.stages) if whole.stages else "one",
         "Steps": f"{progress.step:,}",
         "Samples per global batch": f"{settings.batch.sequences:,}",
         "Samples seen": f"{progress.sequences:,}",
@@ -131,7 +135,8 @@ def _procedure(settings: Recipe, objective: Any, found: Checkpoint) -> dict[str,
 def _data(settings: Recipe, found: Checkpoint) -> str:
     """One paragraph and table per corpus; only the fingerprint where a corpus is not at hand any more."""
     parts = [f"Fingerprint of the training data: `{found.progress.fingerprint}`.\n"]
-    sources = sources_of(settings.data)
+    stages = [stage for _, stage in recipe.stage_recipes(settings)]
+    sources = list({source.corpus: source for stage in stages for source in sources_of(stage.data)}.values())
     for source in sources:
         title = f"**{Path(source.corpus).name}**" + (f", weight {source.weight:g}" if len(sources) > 1 else "")
         try:
@@ -139,18 +144,20 @@ def _data(settings: Recipe, found: Checkpoint) -> str:
         except (DataError, OSError):
             parts.append(f"{title}: not at hand when this card was written.\n")
             continue
-        if len(sources) == 1 and manifest["fingerprint"] != found.progress.fingerprint:
+        plain = len(sources) == 1 and len(stages) == 1 and manifest.get("kind", "sequences") == "sequences"
+        if plain and not settings.data.structures and manifest["fingerprint"] != found.progress.fingerprint:
             parts.append(f"{title}: another corpus stands there by now.\n")
             continue
         train, held_out = manifest["splits"]["train"], manifest["splits"]["validation"]
-        rows = {
-            origin["name"]: f"{origin['records']:,} records, {sum(origin['sequences'].values()):,} kept"
-            for origin in manifest["sources"]
-        }
-        parts.append(
-            f"{title}: {train['sequences']:,} sequences with {train['nucleotides']:,} nucleotides for training, "
-            f"{held_out['sequences']:,} held out.\n\n{_table(rows)}"
-        )
+        unit, kind = ("alignments", manifest["kind"]) if "alignments" in train else ("sequences", None)
+        told = ", ".join(f"{count:,} {what}" for what, count in train.items() if isinstance(count, int))
+        rows: dict[str, object] = {}
+        if kind is None and all("records" in origin for origin in manifest["sources"]):
+            rows = {
+                origin["name"]: f"{origin['records']:,} records, {sum(origin['sequences'].values()):,} kept"
+                for origin in manifest["sources"]
+            }
+        parts.append(f"{title}: {told} for training, {held_out[unit]:,} {unit} held out.\n\n" + (_table(rows) if rows else ""))
     return "\n".join(parts)
 
 

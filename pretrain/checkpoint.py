@@ -6,6 +6,8 @@ tensor, flattened, that begins at place 4096. Any number of ranks at any stage r
 
 Every rank writes what it owns, without communication; rank 0 then writes the manifest with the files' hashes and
 renames the directory into place. A crash at any moment leaves the old checkpoints as they were.
+
+The manifest also holds its own hash and is canonical JSON, so a changed byte anywhere in a checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.manifest import file_sha256
+from data.manifest import file_sha256, sealed
 from data.publish import sync_directory, sync_file
 from pretrain.distributed import World
 from pretrain.engine import Engine, Fragment
 from pretrain.errors import PretrainError
 
-FORMAT = 1
+FORMAT = 2  # 2: checkpoint.json holds its own hash
 MANIFEST = "checkpoint.json"
 RECIPE = "recipe.yaml"
 WEIGHT = "weight"
@@ -137,7 +139,7 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], recipe_yaml: 
     """Write the manifest and rename into place, durably. A checkpoint of the same step (it was damaged) is replaced."""
     try:
         _write_text(partial / RECIPE, recipe_yaml)
-        _write_text(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        _write_text(partial / MANIFEST, sealed(manifest).decode())
         sync_directory(partial)
         _remove(final)
         partial.rename(final)
@@ -149,7 +151,8 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], recipe_yaml: 
 class Checkpoint:
     """A complete checkpoint on disk. Opening checks the manifest and that every file is there with its size.
 
-    Raises PretrainError with a sentence when it is not complete; ``verify`` checks the content too.
+    Raises PretrainError with a sentence when it is not complete; ``verify`` checks the content too. ``sha256`` is that
+    of the manifest, and so identifies the whole content.
     """
 
     def __init__(self, path: Path):
@@ -159,6 +162,7 @@ class Checkpoint:
         self.shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self.written_by = manifest["written_by"]
         self.files: list[dict[str, Any]] = manifest["files"]
+        self.sha256: str = manifest["sha256"]
         self._recipe_sha256 = manifest["recipe_sha256"]
         if not self.recipe_path.is_file():
             raise PretrainError(f"the checkpoint {path} lacks its file {RECIPE}; use another checkpoint")
@@ -180,15 +184,16 @@ class Checkpoint:
                 f"{self.path} is not a complete checkpoint: it has no {MANIFEST}; use another checkpoint"
             )
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
+            content = path.read_bytes()
+            manifest: dict[str, Any] = json.loads(content)
             found = manifest["format"]
-            lacking = {"progress", "shapes", "written_by", "files", "recipe_sha256"} - manifest.keys()
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PretrainError(f"{path} is damaged ({error}); use another checkpoint") from error
         if found != FORMAT:
-            raise PretrainError(f"{path} has format {found}, but this version reads format {FORMAT}")
-        if lacking:
-            raise PretrainError(f"{path} is damaged (it lacks {min(lacking)}); use another checkpoint")
+            raise PretrainError(f"{path} has format {found!r}, but this version reads format {FORMAT}")
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        if _sealed_or_none(body) != content:
+            raise PretrainError(f"{path} is damaged: it does not match its own hash; use another checkpoint")
         return manifest
 
     @property
@@ -202,10 +207,16 @@ class Checkpoint:
             first, apart = (world.rank, world.ranks) if world else (0, 1)
             expected = [(RECIPE, self._recipe_sha256), *((file["name"], file["sha256"]) for file in self.files)]
             for name, sha256 in expected[first::apart]:
-                if file_sha256(self.path / name) != sha256:
+                try:
+                    found = file_sha256(self.path / name)
+                except OSError as error:
                     raise PretrainError(
-                        f"{self.path / name} is damaged: its content does not match its hash; move {self.path} away, "
-                        "and run.resume=auto continues the checkpoint before it"
+                        f"{self.path / name} cannot be read ({error}); use another checkpoint"
+                    ) from error
+                if found != sha256:
+                    raise PretrainError(
+                        f"{self.path / name} is damaged: its content does not match its hash; use another checkpoint "
+                        "(run.resume=auto passes over this one)"
                     )
 
         world.together(mine) if world else mine()
@@ -275,6 +286,14 @@ class Checkpoint:
         engine.optimizer_steps = self.progress.optimizer_steps
 
 
+def _sealed_or_none(body: dict[str, Any]) -> bytes | None:
+    """The bytes that a manifest with this content must have; None if no manifest can have it (it holds a NaN)."""
+    try:
+        return sealed(body)
+    except ValueError:
+        return None
+
+
 def is_step_directory(path: Path) -> bool:
     """Whether ``path`` is named like a checkpoint, complete or not."""
     return path.is_dir() and re.fullmatch(r"step-\d+", path.name) is not None
@@ -292,6 +311,7 @@ def steps_on_disk(directory: Path) -> list[tuple[int, Path]]:
 def newest(directory: Path) -> Checkpoint | None:
     """The newest complete checkpoint; incomplete ones are passed over with a warning. None if there is none at all.
 
+    Contents are not compared with their hashes here: see ``verify``, and pretrain/resuming.py for what a run continues.
     Raises PretrainError when there are checkpoints but not one is complete: training must not restart from zero unseen.
     """
     problems = []
@@ -342,5 +362,5 @@ def _remove(path: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")  # whatever the locale: hashes are of UTF-8
     sync_file(path)

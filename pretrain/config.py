@@ -35,6 +35,7 @@ class DataConfig:
 
     corpus: str | None = None  # a directory made by launch/prepare.py, or the url of one
     mixture: list[MixtureSource] = field(default_factory=list)  # several corpora, each with its weight and epochs
+    validation: str | None = None  # the corpus whose held-out split is validated on; null: that of every corpus
     cache: str | None = None  # node-local directory the corpus is copied to, once per node; null reads it in place
     cache_gigabytes: float | None = None  # limit of the whole cache, 1e9 bytes; null for none
     structures: str | None = None  # dot-bracket file; objectives that mask pairs use it where it has the sequence
@@ -102,6 +103,7 @@ class DeepSpeedConfig:
 @dataclass
 class ValidationConfig:
     every_steps: int = 1000  # 0: only at the end
+    at_start: bool = False  # also before the first step: what untrained weights, or those of init_from, give
     sequences: int = 4096  # of the validation split, always the same ones with the same masks; 0 switches it off
     baselines: bool = True  # also report letter frequencies and an order-2 Markov model of the training split
 

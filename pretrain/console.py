@@ -14,6 +14,8 @@ FIGURES = {  # of a validation, as they are shown: key -> name and decimals
     "perplexity": ("perplexity", 3),
     "accuracy": ("accuracy", 3),
     "perplexity_acgu": ("perplexity over A, C, G, U alone", 3),
+    "type_accuracy": ("accuracy of the RNA type", 3),
+    "type_majority": ("always its most frequent one", 3),
 }
 
 
@@ -53,7 +55,9 @@ class Console:
     def validation(self, step: int, report: Mapping[str, Any]) -> None:
         """A validation, of one corpus where there are several."""
         of = f" of {report['corpus']}" if "corpus" in report else ""
-        parts = [f"{name} {report[key]:.{digits}f}" for key, (name, digits) in FIGURES.items() if key in report]
+        own = [key for key in report if key.startswith(("loss_", "contact_")) and not key.startswith("loss_per_")]
+        figures = FIGURES | {key: (key.replace("_", " "), 4) for key in own}
+        parts = [f"{name} {report[key]:.{digits}f}" for key, (name, digits) in figures.items() if key in report]
         self.say(f"validation{of} at step {step}: {'  '.join(parts)}")
 
     def close(self) -> None:

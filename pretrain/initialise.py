@@ -103,8 +103,8 @@ def read_weights(path: Path, heads: int | None = None) -> tuple[str, Any, dict[s
     own = own_checkpoint(path)
     if own is None:
         return read_checkpoint(path, heads)
-    settings = recipe.read_resolved(own.recipe_path)
     own.verify()
+    settings = recipe.read_resolved(own.recipe_path)
     return recipe.model_name(settings), settings.model, unpadded(settings, own.weights())
 
 

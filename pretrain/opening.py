@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from data.index import Corpus
 from data.loader import StepPlanner
 from data.manifest import read_manifest
 from data.mixture import Mixture
+from data.reactivity import ReactivityCorpus
 from data.staging import Staged, stage
 from data.structures import StructureTable, WithStructures
 from pretrain.config import DataConfig, MixtureSource, Recipe
@@ -24,9 +26,15 @@ from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
 from pretrain.validation import HeldOut, Validation
+from pretrain.validation_alignments import AlignmentValidation
+from pretrain.validation_profiles import ProfileValidation
 
-CORPORA: dict[str, Any] = {"sequences": Corpus, "alignments": AlignmentCorpus}
-VALIDATIONS: dict[str, type[HeldOut]] = {"sequences": Validation}
+CORPORA: dict[str, Any] = {"sequences": Corpus, "alignments": AlignmentCorpus, "reactivity": ReactivityCorpus}
+VALIDATIONS: dict[str, type[HeldOut]] = {
+    "sequences": Validation,
+    "alignments": AlignmentValidation,
+    "reactivity": ProfileValidation,
+}
 
 
 @dataclass
@@ -97,9 +105,13 @@ class _Ahead:
         corpora = dict(zip(mixture.names, mixture.corpora, strict=True))
         self.order = Mixture(corpora, mixture.weights, mixture.seed, mixture.global_batch).orders[number]
         self.first = opened.planner.first
+        view = mixture.corpora[number]
+        self.ids = getattr(view, "corpus_ids", None)  # a view numbers its samples anew; staging knows the corpus's
 
     def __call__(self, step: int) -> npt.NDArray[np.int64]:
-        return self.order.step(step - self.first)[1]
+        ids = self.order.step(step - self.first)[1]
+        found: npt.NDArray[np.int64] = ids if self.ids is None else self.ids(ids)
+        return found
 
 
 Stagings = dict[tuple[str, str | None], Staged | None]  # (corpus, cache) -> how it is staged, for several stages
@@ -143,8 +155,9 @@ def open_data(
     objective = objective_class(settings.objective)
     if len(objective.alphabet) != settings.model.vocab:
         named = "tokenizer" if getattr(settings.objective, "tokenizer", None) else "alphabet"
+        given = getattr(settings.objective, named, objective.alphabet.name)
         raise PretrainError(
-            f"objective.{named}={getattr(settings.objective, named)} has {len(objective.alphabet)} tokens, but "
+            f"objective.{named}={given} has {len(objective.alphabet)} tokens, but "
             f"model.vocab is {settings.model.vocab}; they must agree"
         )
     if world.ranks > n:
@@ -155,9 +168,8 @@ def open_data(
     weights = [place.weight for place in places]
     seed = settings.run.seed if seed is None else seed
     structures = None if settings.data.structures is None else StructureTable.read(Path(settings.data.structures))
-    mixture = Mixture(
-        {place.name: place.open("train", objective.kind) for place in places}, weights, seed, n, structures
-    )
+    training = {place.name: _training(place, objective) for place in places}
+    mixture = Mixture(training, weights, seed, n, structures)
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
     if budget.epochs is not None and len(places) > 1:
         raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
@@ -165,13 +177,35 @@ def open_data(
     opened = Opened(places, mixture, objective, planner)
     planner.steps = budget.steps or opened.steps_in(budget.epochs or 0.0)
     if settings.validation.sequences > 0:
-        opened.validations = {
-            place.name: VALIDATIONS[objective.kind](
-                _held_out(place, objective.kind, structures), objective, settings.validation.sequences, limit
-            )
-            for place in places
-        }
+        opened.validations = _validations(settings, objective, places, mixture, structures, known)
     return opened
+
+
+def _validations(
+    settings: Recipe,
+    objective: Any,
+    places: list[Place],
+    mixture: Mixture,
+    structures: StructureTable | None,
+    known: Stagings | None,
+) -> dict[str, HeldOut]:
+    """By corpus: of each corpus its own held-out split, or of `data.validation` alone."""
+    data = settings.data
+    if data.validation is not None:
+        places = places_of(dataclasses.replace(data, corpus=data.validation, mixture=[]), known)
+    found = {}
+    for place, training in zip(places, mixture.corpora, strict=False):
+        corpus = _held_out(place, objective.kind, structures)
+        limits = settings.validation.sequences, settings.batch.tokens_per_micro_batch
+        found[place.name] = VALIDATIONS[objective.kind](corpus, objective, *limits)
+        found[place.name].learn_from(training)
+    return found
+
+
+def _training(place: Place, objective: Any) -> Any:
+    """The training split, or what the objective takes of it."""
+    corpus = place.open("train", objective.kind)
+    return objective.training(corpus) if hasattr(objective, "training") else corpus
 
 
 def _held_out(place: Place, kind: str, structures: StructureTable | None) -> Any:

@@ -18,26 +18,16 @@ own layout (models/layouts/own.py) with its tokenizer, which transformers loads:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data import randomness
-from data.errors import DataError
-from data.formats.fasta import read_fasta
-from data.index import Corpus
-from data.normalise import KEPT, LetterPolicy, Normaliser
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
-from data.tokenizer import made_of
-from models import MODELS
 from models.layouts import own
 from models.layouts.detect import LAYOUTS, read_checkpoint
 from models.layouts.releasing import ReleaseLayout, WriteOptions
@@ -47,8 +37,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.initialise import own_checkpoint, unpadded
-from pretrain.objectives import OBJECTIVES
-from pretrain.opening import places_of
+from pretrain.release_check import compared_columns, model_of, outputs_of, samples_of, trained_letters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Largest difference of a logit that counts as the same model. fp32 weights come back bit for bit; bf16 ones are
@@ -91,21 +80,24 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     found.verify()
     settings = recipe.read_resolved(found.recipe_path)
     run = found.path.parent.parent if found.path.parent.name == "checkpoints" else None
-    with_tokenizer = run_tokenizer.with_kept_tokenizer(settings, run)
+    _, last = recipe.stage_recipes(settings)[-1]
+    with_tokenizer = run_tokenizer.with_kept_tokenizer(last, run)
     layouts = _layouts(with_tokenizer, options.layouts)
     state = unpadded(settings, found.weights())
-    letters = _sequences(settings, options.sequences)
+    samples = samples_of(with_tokenizer, options.sequences)
 
     partial = to.parent / f".{to.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         checked = [
-            _write_and_check(layout, writer, partial, state, with_tokenizer, letters, options)
+            _write_and_check(layout, writer, partial, state, with_tokenizer, samples, options)
             for layout, writer in layouts.items()
         ]
         (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
-        (partial / "README.md").write_text(model_card(run, found, with_tokenizer, to.name, options.licence, layouts))
+        (partial / "README.md").write_text(
+            model_card(run, found, settings, with_tokenizer, to.name, options.licence, layouts)
+        )
         _publish(partial, to)
     except OSError as error:
         raise PretrainError(f"the release cannot be written to {to} ({error})") from error
@@ -114,12 +106,6 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     for result in checked:
         result.path = to / result.path.relative_to(partial)
     return found, checked
-
-
-def trained_letters(settings: Recipe) -> str:
-    """The letters that training gave rows of their own."""
-    alphabet = _objective(settings).alphabet
-    return "".join(itertools.compress(alphabet.tokens, made_of(alphabet)))
 
 
 def _own_writer(tokenizer: SentencePieceTokenizer, name: str) -> ReleaseLayout:
@@ -160,7 +146,7 @@ def _write_and_check(
     directory: Path,
     state: dict[str, Tensor],
     settings: Recipe,
-    letters: list[npt.NDArray[np.uint8]],
+    samples: list[Any],
     options: Options,
 ) -> Checked:
     name, dtype = recipe.model_name(settings), DTYPES[options.dtype]
@@ -173,89 +159,23 @@ def _write_and_check(
     if read_name != name:
         raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
-    before = _logits(_model(name, config, rounded), settings, letters)
-    after = _logits(_model(name, read_config, read_state), settings, letters)
-    ours, theirs = _compared(settings, config, read_config)
-    difference = float((before[..., ours] - after[..., theirs]).abs().max())
+    before = outputs_of(model_of(name, config, rounded), settings, samples)
+    after = outputs_of(model_of(name, read_config, read_state), settings, samples)
+    ours, theirs = compared_columns(settings, config, read_config)
+    pairs = zip(before, after, strict=True)
+    difference = max(float((one[..., ours] - other[..., theirs]).abs().max()) for one, other in pairs)
     if not difference <= TOLERANCE:
         raise PretrainError(
             f"the release was not published: read back from the {layout} layout, the model's outputs differ by "
             f"{difference:.2g} (at most {TOLERANCE:g} is allowed)"
         )
-    return Checked(layout, path, difference, len(letters))
-
-
-def _compared(settings: Recipe, ours: Any, theirs: Any) -> tuple[list[int], list[int]]:
-    """Output columns to compare, in the trained model and in the one read back: tokens that training has seen.
-
-    A layout may leave out tokens (RNAErnie's types) and must fill rows that were never trained with something.
-    """
-    if getattr(settings.objective, "tokenizer", None) is not None:
-        return list(range(ours.vocab)), list(range(ours.vocab))
-    alphabet = _objective(settings).alphabet
-    seen = {*itertools.compress(alphabet.tokens, made_of(alphabet)), alphabet.unk, alphabet.mask}
-    tokens = LAYOUTS[recipe.model_name(settings)].tokens
-    place = {token: i for i, token in enumerate(tokens(theirs))}
-    pairs = [(i, place[token]) for i, token in enumerate(tokens(ours)) if token in seen and token in place]
-    return [i for i, _ in pairs], [i for _, i in pairs]
+    return Checked(layout, path, difference, len(samples))
 
 
 def _unpadded_config(settings: Recipe) -> Any:
     published = {"ffn_pad_to": 1, "kernel": "auto", "checkpointing": False}
     has = {field.name for field in dataclasses.fields(settings.model)}
     return dataclasses.replace(settings.model, **{key: value for key, value in published.items() if key in has})
-
-
-def _model(name: str, config: Any, state: dict[str, Tensor]) -> nn.Module:
-    _, model_class = MODELS[name]
-    with torch.device("meta"):
-        model: nn.Module = model_class(config)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, settings: Recipe, letters: list[npt.NDArray[np.uint8]]) -> Tensor:
-    """[M, V] on masked rows of these sequences: masks, crops, special tokens and ordinary letters all take part."""
-    objective = _objective(settings)
-    keys = randomness.keys(randomness.key("release"), np.arange(len(letters)))
-    result: Tensor = objective.logits(model, objective.collate(objective.plain(letters), keys))
-    return result
-
-
-def _objective(settings: Recipe) -> Any:
-    _, objective_class = OBJECTIVES[settings.objective.name]
-    return objective_class(settings.objective)
-
-
-def _sequences(settings: Recipe, fasta: Path | None, most: int = 16) -> list[npt.NDArray[np.uint8]]:
-    """Real sequences to compare outputs on: from a FASTA, or the held-out (else the training) split of the corpus."""
-    if fasta is not None:
-        normalise, found = Normaliser(LetterPolicy()), []
-        for records in read_fasta(fasta):
-            normalised = normalise(records.bodies, str(fasta))
-            kept = zip(normalised.sequences, normalised.verdict.tolist(), strict=True)
-            found += [np.frombuffer(text, dtype=np.uint8) for text, verdict in kept if verdict == KEPT]
-            if len(found) >= most:
-                break
-        if not found:
-            raise DataError(f"{fasta} holds no sequence that a model can read; give other --sequences")
-        return found[:most]
-    try:
-        corpus = _any_split(settings)
-        return [letters.copy() for letters in corpus.letters(np.arange(min(most, corpus.count)))]
-    except DataError as error:
-        raise DataError(
-            f"outputs cannot be checked on the run's corpus ({error}); give sequences with --sequences FASTA"
-        ) from error
-
-
-def _any_split(settings: Recipe) -> Corpus:
-    place = places_of(settings.data)[0]
-    try:
-        return place.open("validation")
-    except DataError:
-        return place.open("train")
 
 
 def _publish(partial: Path, to: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pretrain import checkpoint, recipe
+from pretrain import checkpoint, recipe, resuming
 from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
@@ -81,25 +81,37 @@ class RunDirectory:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def to_resume(self, resume: str) -> checkpoint.Checkpoint | None:
-        """The checkpoint to continue from, or None for a new run. ``resume`` is run.resume of the recipe."""
+    def to_resume(self, resume: str, world: World) -> checkpoint.Checkpoint | None:
+        """The checkpoint to continue from, its content verified, or None for a new run.
+
+        ``resume`` is run.resume of the recipe. All ranks call this; where it fails, it raises PretrainError on all.
+        """
         if resume == "auto":
-            return checkpoint.newest(self.checkpoints)
-        if resume == "never":
-            if checkpoint.steps_on_disk(self.checkpoints):
-                raise PretrainError(
-                    f"{self.path} already holds checkpoints and run.resume is never; choose another run.name, or "
-                    "continue it with run.resume=auto"
-                )
-            return None
-        found = checkpoint.Checkpoint(Path(resume))
-        later = [path for step, path in checkpoint.steps_on_disk(self.checkpoints) if step > found.progress.step]
+            found = resuming.newest_good(self.checkpoints, world)
+        elif resume == "never":
+            world.together(self._require_no_checkpoints)
+            found = None
+        else:
+            found = resuming.open_verified(Path(resume), world)
+            step = found.progress.step
+            world.together(lambda: self._require_none_later(resume, step))
+        world.require_same(found.sha256 if found else "none", "checkpoint to continue from")
+        return found
+
+    def _require_no_checkpoints(self) -> None:
+        if checkpoint.steps_on_disk(self.checkpoints):
+            raise PretrainError(
+                f"{self.path} already holds checkpoints and run.resume is never; choose another run.name, or "
+                "continue it with run.resume=auto"
+            )
+
+    def _require_none_later(self, resume: str, than: int) -> None:
+        later = [path for step, path in checkpoint.steps_on_disk(self.checkpoints) if step > than]
         if later:
             raise PretrainError(
                 f"run.resume={resume} is older than {later[0]} of the same run; continue that with run.resume=auto, or "
                 "move the later checkpoints away, or choose another run.name"
             )
-        return found
 
 
 def _unwritable(path: Path, error: OSError) -> PretrainError:

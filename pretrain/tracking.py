@@ -112,9 +112,9 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 def last_validation(directory: Path) -> int:
-    """The last step that metrics.jsonl holds a validation of; 0 if none."""
+    """The last step that metrics.jsonl holds a validation of; -1 if none."""
     steps = [record["step"] for record in read_metrics(directory / "metrics.jsonl") if record["kind"] == "validation"]
-    return max(steps, default=0)
+    return max(steps, default=-1)
 
 
 def forget_after(directory: Path, step: int) -> None:

@@ -40,11 +40,11 @@ class Trainer:
         self.directory = RunDirectory(settings)
         world.together(self.directory.create if world.first else lambda: None)
         world.together(lambda: self.directory.start_log(world.rank))
-        found = world.together(self._open)
-        world.require_same(self.progress.fingerprint, "corpus fingerprint")
-        world.require_same(str(found.path if found else None), "checkpoint to continue from")
+        fingerprint = world.together(self._open)
+        world.require_same(fingerprint, "corpus fingerprint")
+        found = self.directory.to_resume(settings.run.resume, world)
         if found is not None:
-            found.verify(world)
+            world.together(lambda: self._continue(found, fingerprint))
         world.together(lambda: check_deepspeed_config(settings))
         model = world.together(lambda: self._initial_model(found))
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -59,12 +59,12 @@ class Trainer:
         if found is None or found.path.parent != self.directory.checkpoints:
             tokenizer = self.objective.alphabet
             world.together(lambda: run_tokenizer.keep(self.directory.path, tokenizer) if world.first else None)
-        validated = 0
+        validated = -1
         if world.first:
             forget_after(self.directory.path, self.progress.step)
             validated = last_validation(self.directory.path)
         self.tracker = world.together(self._start_tracker)
-        self.validated_step = int(world.sum([validated])[0])
+        self.validated_step = int(world.sum([validated if world.first else 0])[0])
         self.console = Console(self.total_steps, self.progress.step, shown=world.first)
 
     def _start_tracker(self) -> Tracker | None:
@@ -75,21 +75,21 @@ class Trainer:
         content = recipe.to_dict(settings)
         return Tracker(directory, settings.tracking, name, content, progress.tracker, progress.step)
 
-    def _open(self) -> checkpoint.Checkpoint | None:
-        """The data of the run, and the checkpoint to continue from if there is one."""
+    def _open(self) -> str:
+        """Open the data of the run; returns its fingerprint."""
         self.stages = stages.open_stages(self.settings, self.world)
         self.total_steps, fingerprint = self.stages[-1].stop, stages.fingerprint(self.stages)
         self._enter(self.stages[0])
         self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
-        found = self.directory.to_resume(self.settings.run.resume)
-        if found is not None:
-            run_tokenizer.require_same(found.path.parent.parent, self.objective.alphabet)
-            for change in require_same_run(found, self.settings, fingerprint):
-                log.warning("continuing with a changed recipe: %s", change)
-            self.progress = found.progress
-            self.progress.fingerprint = fingerprint
-            self._enter(stages.stage_at(self.stages, self.progress.step))
-        return found
+        return fingerprint
+
+    def _continue(self, found: checkpoint.Checkpoint, fingerprint: str) -> None:
+        run_tokenizer.require_same(found.path.parent.parent, self.objective.alphabet)
+        for change in require_same_run(found, self.settings, fingerprint):
+            log.warning("continuing with a changed recipe: %s", change)
+        self.progress = found.progress
+        self.progress.fingerprint = fingerprint
+        self._enter(stages.stage_at(self.stages, self.progress.step))
 
     def _enter(self, stage: Stage) -> None:
         self.stage, self.data, self.objective = stage, stage.data, stage.data.objective
@@ -111,6 +111,8 @@ class Trainer:
         world, progress = self.world, self.progress
         self._introduce()
         self._validate_what_a_kill_prevented()
+        if self.settings.validation.at_start and progress.step == 0:
+            self._validate()
         for step, problem in self._steps():
             batches = step.micro_batches if step else []
             weight, tokens, nucleotides, stopping, failing, clock = world.sum(
@@ -283,7 +285,7 @@ class Trainer:
     def _validate_what_a_kill_prevented(self) -> None:
         """A kill may have come between saving and validating; at the end of a stage the validation is that stage's."""
         ended = [stage for stage in self.stages if stage.stop == self.progress.step < self.total_steps]
-        if ended or self._due(self.settings.validation.every_steps):
+        if ended or (self.progress.step and self._due(self.settings.validation.every_steps)):
             now = self.stage
             self._enter(ended[0] if ended else now)
             self._validate()

@@ -2,7 +2,8 @@
 
 Reports loss (nats), perplexity and accuracy over all targets, perplexity over A, C, G, U alone (logits of other tokens
 left out, so models with different alphabets compare), loss per nucleotide of the targets (so that vocabularies of
-pieces compare), and loss, perplexity and accuracy per RNA type where the corpus knows types.
+pieces compare), and loss, perplexity and accuracy per RNA type where the corpus knows types. Of objectives with type
+tokens also how often the model names a sequence's type (pretrain/validation_types.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import layout, randomness
 from data.index import Corpus
@@ -60,7 +61,7 @@ class HeldOut:
                         world.fail_together(problem)
                     if stopped:
                         return None
-                    outputs = self.objective.logits(engine.module, batch.to(world.device)).cpu()
+                    outputs = self.outputs(engine.module, batch.to(world.device)).cpu()
                     if batch.weight:
                         sums += self._sums(outputs, batch, chosen)
         finally:
@@ -74,6 +75,14 @@ class HeldOut:
                 yield chosen, batch, None
         except USER_ERRORS as error:
             yield self.ids[:0], self.objective.collate([], self._keys[:0], Moment.last()), error
+
+    def learn_from(self, training: Any) -> None:
+        """Take what a validation needs of the training split besides the held-out samples."""
+
+    def outputs(self, module: nn.Module, batch: Any) -> Tensor:
+        """What `_sums` judges."""
+        found: Tensor = self.objective.logits(module, batch)
+        return found
 
     def _sums(self, outputs: Tensor, batch: Any, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """[rows, columns] of a micro-batch that holds the samples at the places ``chosen`` of ``ids``."""
@@ -97,6 +106,19 @@ class Validation(HeldOut):
         super().__init__(corpus, objective, sequences, budget)
         self.types = corpus.types(self.ids)
         self.rows = len(corpus.type_names)
+        self.ranking: HeldOut | None = None
+        if getattr(objective, "asks_types", False):
+            from pretrain.validation_types import TypeRanking  # which needs this module
+
+            self.ranking = TypeRanking(corpus, objective, sequences, budget)
+
+    def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
+        """As `HeldOut.run`, and how often the model names the right RNA type, where training asks for types."""
+        report = super().run(engine, world, stopping)
+        if report is None or self.ranking is None:
+            return report
+        ranked = self.ranking.run(engine, world, stopping)
+        return None if ranked is None else report | ranked
 
     def references(self, training: Corpus) -> dict[str, Any]:
         from pretrain.references import reference_losses  # which needs this class

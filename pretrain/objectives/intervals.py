@@ -98,13 +98,13 @@ class Intervals(MaskedObjective):
         letters = corpus.letters(ids)
         types = np.full(len(letters), -1)
         if self.config.type_token.append and len(letters):
-            types = self._type_tokens(corpus.type_names)[corpus.types(ids)]
+            types = self.type_tokens(corpus.type_names)[corpus.types(ids)]
         structures: list[bytes | None] = [None] * len(letters)
         if self._uses_pairs and getattr(corpus, "has_structures", False):
             structures = corpus.structures(ids)
         return [Sample(*content) for content in zip(letters, types.tolist(), structures, strict=True)]
 
-    def _type_tokens(self, names: list[str]) -> npt.NDArray[np.int64]:
+    def type_tokens(self, names: list[str]) -> npt.NDArray[np.int64]:
         """[types] the token of each type of a corpus, -1 for a type that has none or is not asked for."""
         allowed = {type_token(name) for name in self.config.type_token.types}
         tokens = [type_token(name) for name in names]
@@ -140,6 +140,30 @@ class Intervals(MaskedObjective):
             np.concatenate([chosen, hidden])[order],
             np.concatenate([shown, np.full(len(hidden), self._mask_id)])[order],
         )
+
+    @property
+    def asks_types(self) -> bool:
+        """Whether training asks for types, so that the model's answer at the type's place means something."""
+        return self.config.type_token.append and self.config.type_token.mask_prob > 0
+
+    @property
+    def type_ids(self) -> npt.NDArray[np.int64]:
+        """The tokens of types that are trained on, in the order of their ids; none for an alphabet without types."""
+        tokens, indicator = self.alphabet.tokens, self.alphabet.ids.get(INDICATOR, len(self.alphabet))
+        allowed = {type_token(name) for name in self.config.type_token.types} or set(tokens)
+        return np.array([i for i in range(indicator + 1, len(tokens)) if tokens[i] in allowed], dtype=np.int64)
+
+    def ask_types(self, samples: list[Sample], keys: npt.NDArray[np.uint64]) -> MaskedBatch:
+        """Rows `<cls>` nucleotides `[IND]` `<mask>` `<eos>`: the type is the only target of each. Letters stay.
+
+        Samples of unknown type (-1) are asked all the same; what stands as their target means nothing. Empty lists
+        give one row without targets, as in `collate`.
+        """
+        types = np.array([sample.type_id for sample in samples], dtype=np.int64)
+        types = np.where(types < 0, self._mask_id, types)
+        rows = self._rows.rows([sample.letters for sample in samples], keys, types)
+        asked = rows.type_token[rows.type_token >= 0]
+        return self._batch(rows, asked, np.full(len(asked), self._mask_id))
 
     def describe(self, corpus: Any, sequences: int = DESCRIBED) -> dict[str, Any]:
         """What the levels do to the first ``sequences`` of a corpus (which was shuffled when it was built).

@@ -64,6 +64,21 @@ class Alignment(Protocol):
     def rows(self, indices: I64) -> npt.NDArray[np.uint8]: ...
 
 
+@dataclass(frozen=True)
+class SingleRow:
+    """A sequence as an alignment of nothing else."""
+
+    letters: npt.NDArray[np.uint8]
+    depth: int = 1
+
+    @property
+    def columns(self) -> int:
+        return len(self.letters)
+
+    def rows(self, indices: I64) -> npt.NDArray[np.uint8]:
+        return self.letters[None][indices]
+
+
 @dataclass
 class AlignmentBatch:
     """One alignment, R rows of L columns, or for an empty micro-batch one row of `<cls>` alone. M targets."""
@@ -117,6 +132,10 @@ class MSA:
         """[n] tokens of the samples that alignments of a corpus give; block deletion may leave fewer."""
         rows, width = self.limits.shape(corpus.depths[ids], corpus.lengths[ids])
         return rows * width
+
+    def plain(self, letters: list[npt.NDArray[np.uint8]]) -> list[Alignment]:
+        """Alignments of one row each."""
+        return [SingleRow(one) for one in letters]
 
     def read(self, corpus: Any, ids: I64) -> list[Alignment]:
         """What `collate` takes: alignments of a corpus, of which nothing is read yet."""
