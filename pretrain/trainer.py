@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pretrain.run import RunDirectory, require_same_run
 from pretrain.signals import RESUBMIT, StopRequest
 from pretrain.stages import Stage
 from pretrain.tracking import Tracker, forget_after, last_validation
+from pretrain.watchdog import COMPUTING, MEETING, READING, SAVING, VALIDATING, Watchdog
 
 log = logging.getLogger("rnafoundry")
 DONE = 0
@@ -108,6 +110,24 @@ class Trainer:
 
     def run(self) -> int:
         """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
+        with self._watched():
+            return self._run()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """A little earlier than a collective gives up, so that the rank that hangs is named."""
+        patience = 0.8 * 60 * self.settings.compute.timeout_minutes
+        self.watchdog = Watchdog(self.directory.path, self.world.rank, self.world.ranks, patience)
+        self.world.together(self.watchdog.start)
+        try:
+            yield
+        finally:
+            self.watchdog.close()
+
+    def _doing(self, what: str) -> None:
+        self.watchdog.doing(what, self.progress.step)
+
+    def _run(self) -> int:
         world, progress = self.world, self.progress
         self._introduce()
         self._validate_what_a_kill_prevented()
@@ -115,6 +135,7 @@ class Trainer:
             self._validate()
         for step, problem in self._steps():
             batches = step.micro_batches if step else []
+            self._doing(MEETING)
             weight, tokens, nucleotides, stopping, failing, clock = world.sum(
                 [
                     sum(batch.weight for batch in batches),
@@ -133,6 +154,7 @@ class Trainer:
                 self._save()
 
             assert step is not None
+            self._doing(COMPUTING)
             step.tokens, step.nucleotides = int(tokens), int(nucleotides)  # planned until now, exact from here
             for number, batch in enumerate(step.micro_batches):
                 # Dropout is keyed too, so a resumed run needs no generator state.
@@ -160,6 +182,7 @@ class Trainer:
             if progress.step == self.stage.stop < self.total_steps:
                 self._save()
                 self._validate()
+            self._doing(READING)
         self._save()
         if not self._validate():
             return self._stop_early()
@@ -241,6 +264,7 @@ class Trainer:
         if self.saved_step == self.progress.step:
             return
         self._count_cost()
+        self._doing(SAVING)
         paused = self.meter.pause()
         path = checkpoint.save(
             self.directory.checkpoints, self.engine, self.progress, recipe.to_yaml(self.settings), self.world
@@ -259,7 +283,7 @@ class Trainer:
         paused = self.meter.pause()
         reports = {}
         for name, validation in self.data.validations.items():
-            report = validation.run(self.engine, self.world, self.stop.requested)
+            report = validation.run(self.engine, self.world, self._validating)
             if report is None:
                 return False
             reports[name] = report | self._labels(name)
@@ -269,6 +293,11 @@ class Trainer:
             self.tracker.write("validation", self.progress.step, report)
             self.console.validation(self.progress.step, report)
         return True
+
+    def _validating(self) -> bool:
+        """Asked between micro-batches of a validation: whether to stop."""
+        self._doing(VALIDATING)
+        return self.stop.requested()
 
     def _labels(self, corpus: str) -> dict[str, str]:
         """What a record is about, where a run has several corpora or stages."""

@@ -103,6 +103,23 @@ def slow_steps(seconds: str) -> None:
     Engine.step = step
 
 
+def hang(where: str) -> None:
+    """`hang=RANK:STEP`: reading the data of that step never ends on that rank."""
+    import time
+
+    from data.loader import StepPlanner
+
+    rank, at = map(int, where.split(":"))
+    plain = StepPlanner.step
+
+    def step(self, number):
+        while number == at and self.rank == rank:
+            time.sleep(1)
+        return plain(self, number)
+
+    StepPlanner.step = step
+
+
 def slow_validation(seconds: str) -> None:
     """`slow_validation=SECONDS`: every micro-batch of a validation waits."""
     import time
@@ -160,7 +177,7 @@ def dump_state(path: str) -> None:
     Trainer._conclude = conclude
 
 
-FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, slow_validation, print_config, dump_state)
+FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, hang, slow_validation, print_config, dump_state)
 
 if __name__ == "__main__":
     divide = sys.argv.index("--")
