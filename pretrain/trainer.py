@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
 from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.errors import PretrainError
 from pretrain.estimate import cost_of, peak_flops
+from pretrain.introduction import introduce_run, introduce_stage, labels_of
 from pretrain.meter import Meter
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.signals import RESUBMIT, StopRequest
@@ -129,7 +129,9 @@ class Trainer:
 
     def _run(self) -> int:
         world, progress = self.world, self.progress
-        self._introduce()
+        self.saved_at = time.monotonic()
+        introduce_run(self.console, self.settings, world, self.parameters, self.total_steps, self.origin)
+        self._introduce_stage()
         self._validate_what_a_kill_prevented()
         if self.settings.validation.at_start and progress.step == 0:
             self._validate()
@@ -286,7 +288,7 @@ class Trainer:
             report = validation.run(self.engine, self.world, self._validating)
             if report is None:
                 return False
-            reports[name] = report | self._labels(name)
+            reports[name] = report | labels_of(self.stage, name)
         self.meter.resume(paused)
         self.validated_step = self.progress.step
         for report in reports.values() if self.tracker else ():
@@ -298,11 +300,6 @@ class Trainer:
         """Asked between micro-batches of a validation: whether to stop."""
         self._doing(VALIDATING)
         return self.stop.requested()
-
-    def _labels(self, corpus: str) -> dict[str, str]:
-        """What a record is about, where a run has several corpora or stages."""
-        of_corpus = {"corpus": corpus} if self.data.mixed else {}
-        return of_corpus | ({"stage": self.stage.name} if self.stage.name else {})
 
     def _stop_early(self) -> int:
         self._save()
@@ -320,63 +317,8 @@ class Trainer:
             self._validate()
             self._enter(now)
 
-    def _introduce(self) -> None:
-        """Say what is about to run."""
-        self.saved_at = time.monotonic()
-        settings, world = self.settings, self.world
-        if recipe.model_name(settings) == "rinalmo" and world.first:
-            rates = settings.objective.masked_fraction * settings.objective.mask_share
-            if abs(rates - 0.12) > 1e-9:
-                text = "masking rates are not 0.15 and 0.8, but RiNALMo's token dropout keeps its constant of 0.12"
-                log.warning(text)
-        self.console.say(
-            f"{settings.run.name}: {recipe.model_name(settings)} with {self.parameters:,} parameters on {world.ranks} "
-            f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
-            f"{settings.deepspeed.zero_stage}); {self.total_steps:,} steps; {self.origin}"
-        )
-        self._introduce_stage()
-
     def _introduce_stage(self) -> None:
-        """Say what it trains on, and how good trivial models are on its validation targets."""
-        stage, mixture, world = self.stage, self.data.mixture, self.world
-        called = f"stage {stage.name}, steps {stage.start:,} to {stage.stop:,}: " if stage.name else ""
-        self.console.say(
-            f"  {called}{mixture.count:,} training sequences{self._clusters()}, {quantity(mixture.nucleotides)} "
-            f"nucleotides; {stage.settings.batch.sequences} sequences per step"
-        )
-        if hasattr(self.objective, "describe"):
-            self._describe_masking()
-        if not stage.settings.validation.baselines:
-            return
-        for corpus, (name, validation) in zip(mixture.corpora, self.data.validations.items(), strict=False):
-            measure = partial(validation.references, corpus)
-            references = world.together(measure if world.first else dict)
-            if self.tracker is None:
-                continue
-            if self.progress.step == stage.start:
-                self.tracker.write("references", self.progress.step, references | self._labels(name))
-            for title, figures in references.items():
-                shown = "  ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
-                of = f" of {name}" if self.data.mixed else ""
-                self.console.say(f"  {title.replace('_', ' ')} on the validation targets{of}: {shown}")
-
-    def _describe_masking(self) -> None:
-        """What every level of masking does to this corpus; levels that do not do what they should are warned about."""
-        measure = partial(self.objective.describe, self.data.mixture)
-        report = self.world.together(measure if self.world.first else dict)
-        if self.tracker is None:
-            return
-        if self.progress.step == self.stage.start:
-            labels = {"stage": self.stage.name} if self.stage.name else {}
-            self.tracker.write("masking", self.progress.step, report | labels)
-        for level, figures in report["levels"].items():
-            letters = "  ".join(f"{letter} {share:.0%}" for letter, share in figures["composition"].items())
-            self.console.say(f"  level {level}: {figures['masked_fraction']:.1%} masked, of these {letters}")
-
-    def _clusters(self) -> str:
-        """An epoch draws one sequence per cluster, or without clusters every sequence: that must be seen."""
-        counts = [len(corpus.clusters) - 1 for corpus in self.data.mixture.corpora if corpus.clusters is not None]
-        return f" in {sum(counts):,} clusters" if counts else " (not clustered: an epoch is every sequence)"
+        introduce_stage(self.console, self.tracker, self.world, self.stage, self.progress.step)
 
     def _conclude(self) -> None:
         progress = self.progress

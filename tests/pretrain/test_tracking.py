@@ -85,7 +85,7 @@ def test_a_run_that_starts_again_at_step_0_keeps_no_record_it_writes_again(tmp_p
 
 
 def test_the_last_validation_is_the_newest_that_is_kept(tmp_path):
-    assert last_validation(tmp_path) == 0
+    assert last_validation(tmp_path) == -1
     own = tracker(tmp_path)
     for step in (10, 20):
         own.write("validation", step, {"loss": 1.0 / step})

@@ -1,0 +1,88 @@
+"""What a run says before it trains: what it is, what its data is, and how good trivial models are."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from pretrain import recipe
+from pretrain.config import Recipe
+from pretrain.console import Console, quantity
+from pretrain.distributed import World
+from pretrain.stages import Stage
+from pretrain.tracking import Tracker
+
+log = logging.getLogger("rnafoundry")
+
+
+def introduce_run(
+    console: Console, settings: Recipe, world: World, parameters: int, total_steps: int, origin: str
+) -> None:
+    """``origin``: where the weights come from, in words."""
+    if recipe.model_name(settings) == "rinalmo" and world.first:
+        rates = settings.objective.masked_fraction * settings.objective.mask_share
+        if abs(rates - 0.12) > 1e-9:
+            log.warning("masking rates are not 0.15 and 0.8, but RiNALMo's token dropout keeps its constant of 0.12")
+    console.say(
+        f"{settings.run.name}: {recipe.model_name(settings)} with {parameters:,} parameters on {world.ranks} "
+        f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
+        f"{settings.deepspeed.zero_stage}); {total_steps:,} steps; {origin}"
+    )
+
+
+def introduce_stage(console: Console, tracker: Tracker | None, world: World, stage: Stage, step: int) -> None:
+    """What it trains on, and how good trivial models are on its validation targets. All ranks together.
+
+    Figures go into the metrics when the stage begins at ``step``, and on the screen always.
+    """
+    mixture, objective = stage.data.mixture, stage.data.objective
+    called = f"stage {stage.name}, steps {stage.start:,} to {stage.stop:,}: " if stage.name else ""
+    unit = {"alignments": "alignments", "reactivity": "profiles"}.get(objective.kind, "sequences")
+    size = "columns" if objective.kind == "alignments" else "nucleotides"
+    console.say(
+        f"  {called}{mixture.count:,} training {unit}{_clusters(stage)}, {quantity(mixture.nucleotides)} {size}; "
+        f"{stage.settings.batch.sequences} {unit} per step"
+    )
+    if hasattr(objective, "describe"):
+        _describe_masking(console, tracker, world, stage, step)
+    if not stage.settings.validation.baselines:
+        return
+    for corpus, (name, validation) in zip(mixture.corpora, stage.data.validations.items(), strict=False):
+        measure = partial(validation.references, corpus)
+        references = world.together(measure if world.first else dict)
+        if tracker is None:
+            continue
+        if step == stage.start:
+            tracker.write("references", step, references | labels_of(stage, name))
+        for title, figures in references.items():
+            shown = "  ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
+            of = f" of {name}" if stage.data.mixed else ""
+            console.say(f"  {title.replace('_', ' ')} on the validation targets{of}: {shown}")
+
+
+def labels_of(stage: Stage, corpus: str) -> dict[str, str]:
+    """What a record is about, where a run has several corpora or stages."""
+    of_corpus = {"corpus": corpus} if stage.data.mixed else {}
+    return of_corpus | ({"stage": stage.name} if stage.name else {})
+
+
+def _describe_masking(console: Console, tracker: Tracker | None, world: World, stage: Stage, step: int) -> None:
+    """What every level of masking does to this corpus; levels that do not do what they should are warned about."""
+    measure = partial(stage.data.objective.describe, stage.data.mixture)
+    report: dict[str, Any] = world.together(measure if world.first else dict)
+    if tracker is None:
+        return
+    if step == stage.start:
+        tracker.write("masking", step, report | ({"stage": stage.name} if stage.name else {}))
+    for level, figures in report["levels"].items():
+        letters = "  ".join(f"{letter} {share:.0%}" for letter, share in figures["composition"].items())
+        console.say(f"  level {level}: {figures['masked_fraction']:.1%} masked, of these {letters}")
+
+
+def _clusters(stage: Stage) -> str:
+    """An epoch draws one sequence per cluster, or without clusters every sequence: that must be seen."""
+    if stage.data.objective.kind == "alignments":
+        return ""
+    counts = [len(corpus.clusters) - 1 for corpus in stage.data.mixture.corpora if corpus.clusters is not None]
+    return f" in {sum(counts):,} clusters" if counts else " (not clustered: an epoch is every one)"
