@@ -54,6 +54,9 @@ class Progress:
     flops: float = 0.0
     seconds: float = 0.0  # of training, over all starts of the run
     skipped_steps: int = 0  # steps whose gradient was not finite
+    spikes: int = 0  # steps whose loss jumped
+    left_out_steps: int = 0  # steps not trained on after rolling back
+    recent_losses: list[float] = field(default_factory=list)  # what a loss is compared with: pretrain/spikes.py
     optimizer_steps: int = 0
     origin: dict[str, Any] | None = None  # what init_from gave: see pretrain/initialise.py:origin_of
     tracker: dict[str, str] = field(default_factory=dict)  # ids of external trackers, so that a resumed run is one run

@@ -74,6 +74,17 @@ class OptimizerConfig:
 
 
 @dataclass
+class SpikeConfig:
+    """Steps whose loss jumps; see pretrain/spikes.py."""
+
+    action: str = "report"  # ignore; report; or roll_back: to the newest checkpoint, leaving the step out from then on
+    window: int = 200  # steps that the median and the spread are taken over
+    threshold: float = 10.0  # spreads above the median
+    leave_out_steps: int = 1  # with roll_back: how many steps, the last of them the spike
+    most: int = 5  # with roll_back: how often before the run is given up
+
+
+@dataclass
 class ScheduleConfig:
     """Linear warm-up from warmup_start to the peak, then `name`. Values are learning rates and optimizer steps."""
 
@@ -91,6 +102,7 @@ class ComputeConfig:
     compile: bool = False  # torch.compile
     threads: int | None = None  # CPU threads per rank; cores / ranks on this node unless given
     prefetch_steps: int = 3  # steps the loader thread works ahead
+    timeout_minutes: float = 10.0  # a rank that waits longer for another ends the run with a sentence
     peak_tflops: float | None = None  # dense peak per device for MFU; known for common GPUs
 
 
@@ -136,6 +148,7 @@ class Recipe:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

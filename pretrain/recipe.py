@@ -178,9 +178,14 @@ def check(recipe: Recipe) -> None:
         "checkpoint.keep": recipe.checkpoint.keep,
         "compute.prefetch_steps": recipe.compute.prefetch_steps,
         "compute.threads": recipe.compute.threads,
+        "compute.timeout_minutes": recipe.compute.timeout_minutes,
         "compute.peak_tflops": recipe.compute.peak_tflops,
         "optimizer.learning_rate": recipe.optimizer.learning_rate,
         "optimizer.lookahead_steps": recipe.optimizer.lookahead_steps,
+        "spikes.window": recipe.spikes.window,
+        "spikes.threshold": recipe.spikes.threshold,
+        "spikes.leave_out_steps": recipe.spikes.leave_out_steps,
+        "spikes.most": recipe.spikes.most,
         "schedule.decay_steps": recipe.schedule.decay_steps,
         "schedule.decay_epochs": recipe.schedule.decay_epochs,
         "checkpoint.permanent_every_steps": recipe.checkpoint.permanent_every_steps,
@@ -208,6 +213,7 @@ def check(recipe: Recipe) -> None:
     if not 0 < recipe.optimizer.lookahead_share <= 1:
         refuse("optimizer.lookahead_share", recipe.optimizer.lookahead_share, "above 0 and at most 1")
     choices = {
+        "spikes.action": (recipe.spikes.action, ("ignore", "report", "roll_back")),
         "optimizer.name": (recipe.optimizer.name, ("adamw", "ranger")),
         "optimizer.decayed": (recipe.optimizer.decayed, ("matrices", "all")),
         "schedule.name": (recipe.schedule.name, NAMES),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from pretrain.introduction import introduce_run, introduce_stage, labels_of
 from pretrain.meter import Meter
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.signals import RESUBMIT, StopRequest
+from pretrain.spikes import LeftOut, SpikeWatch
 from pretrain.stages import Stage
 from pretrain.tracking import Tracker, forget_after, last_validation
 from pretrain.watchdog import COMPUTING, MEETING, READING, SAVING, VALIDATING, Watchdog
@@ -54,6 +57,8 @@ class Trainer:
         if found is not None:
             world.together(lambda: found.restore(self.engine))
         self.skipped_in_a_row = 0
+        self.spikes = SpikeWatch(settings.spikes, self.progress.recent_losses)
+        self.left_out = world.together(lambda: LeftOut(self.directory.path))
         self.saved_step = self.progress.step if found else -1
         self.peak = peak_flops(settings.compute, world.device)
         self.meter = Meter(world, self.objective.COUNTS)
@@ -157,15 +162,12 @@ class Trainer:
 
             assert step is not None
             self._doing(COMPUTING)
-            step.tokens, step.nucleotides = int(tokens), int(nucleotides)  # planned until now, exact from here
-            for number, batch in enumerate(step.micro_batches):
-                # Dropout is keyed too, so a resumed run needs no generator state.
-                torch.manual_seed(randomness.key(self.settings.run.seed, "dropout", step.number, world.rank, number))
-                batch = batch.to(world.device)
-                loss, counts = self.objective.loss(self.engine.module, batch)
-                self.engine.backward(loss, weight)
-                self._measure(batch, loss, counts)
             rate = self.stage.learning_rate(step.number)
+            if step.number in self.left_out:
+                progress.step, progress.left_out_steps = step.number + 1, progress.left_out_steps + 1
+                continue
+            step.tokens, step.nucleotides = int(tokens), int(nucleotides)  # planned until now, exact from here
+            loss = self._backward(step, weight)
             result = self.engine.step(rate)
 
             progress.step = step.number + 1
@@ -175,6 +177,8 @@ class Trainer:
             self.data.reached(progress.step)
             self.meter.step(step)
             self._count_skipped(result.applied)
+            if self._is_spike(loss, result.applied) and self._roll_back():
+                return RESUBMIT
             if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
                 self._log(step, rate, result.gradient_norm)
             if self._due(self.settings.checkpoint.every_steps):
@@ -190,6 +194,49 @@ class Trainer:
             return self._stop_early()
         self._conclude()
         return DONE
+
+    def _backward(self, step: Step, weight: float) -> float:
+        """Gradients of the step's loss; returns its mean over the global batch, or 0 where nobody asks for it."""
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for number, batch in enumerate(step.micro_batches):
+            # Dropout is keyed too, so a resumed run needs no generator state.
+            torch.manual_seed(randomness.key(self.settings.run.seed, "dropout", step.number, self.world.rank, number))
+            batch = batch.to(self.world.device)
+            loss, counts = self.objective.loss(self.engine.module, batch)
+            self.engine.backward(loss, weight)
+            self._measure(batch, loss, counts)
+            total += loss.detach()
+        if self.settings.spikes.action == "ignore":
+            return 0.0
+        return self.world.sum([float(total)])[0] / max(weight, 1e-12)
+
+    def _is_spike(self, loss: float, applied: bool) -> bool:
+        """Compared with the steps before; all ranks know the same loss. One that is not finite is counted elsewhere."""
+        if self.settings.spikes.action == "ignore" or not applied or not math.isfinite(loss):
+            return False
+        why = self.spikes.sees(loss)
+        self.progress.recent_losses = self.spikes.recent
+        if why is None:
+            return False
+        self.progress.spikes += 1
+        log.warning("step %d is a loss spike: %s", self.progress.step, why)
+        if self.tracker is not None:
+            self.tracker.write("spike", self.progress.step, {"loss": loss})
+        return True
+
+    def _roll_back(self) -> bool:
+        """With `spikes.action=roll_back`: leave the spike out from now on, and end without saving."""
+        settings, stop = self.settings.spikes, self.progress.step
+        if settings.action != "roll_back":
+            return False
+        if len(self.left_out.ranges) >= settings.most:
+            text = f"step {stop} is a loss spike after {settings.most} were left out already; look at the data"
+            raise PretrainError(text) if self.world.first else OtherRankFailed(text)
+        first = max(stop - settings.leave_out_steps, 0)
+        self.world.together(partial(self.left_out.add, first, stop) if self.world.first else lambda: None)
+        log.warning("steps %d to %d are left out; the same command continues the newest checkpoint", first + 1, stop)
+        self._close()
+        return True
 
     def _steps(self) -> Iterator[tuple[Step | None, Exception | None]]:
         """The remaining steps, stage after stage; a failure to read this rank's data comes as the second, once."""
@@ -240,6 +287,8 @@ class Trainer:
             "sequences": self.progress.sequences,
             "nucleotides": self.progress.nucleotides,
             "skipped_steps": self.progress.skipped_steps,
+            "spikes": self.progress.spikes,
+            "left_out_steps": self.progress.left_out_steps,
             "eta_seconds": remaining * record["seconds_per_step"],
         }
         self.tracker.write("train", self.progress.step, record)

@@ -103,6 +103,26 @@ def slow_steps(seconds: str) -> None:
     Engine.step = step
 
 
+def spike(where: str) -> None:
+    """`spike=STEP:FACTOR`: the loss of that step (counted from 0) is so many times as large."""
+    from pretrain.objectives.mlm import MLM
+    from pretrain.trainer import Trainer
+
+    step, factor = where.split(":")
+    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
+
+    def run(self):
+        trainers.append(self)
+        return plain_run(self)
+
+    def loss(self, model, batch):
+        total, counts = plain_loss(self, model, batch)
+        here = trainers[0].progress.step == int(step)
+        return total * float(factor) if here else total, counts
+
+    MLM.loss, Trainer.run = loss, run
+
+
 def hang(where: str) -> None:
     """`hang=RANK:STEP`: reading the data of that step never ends on that rank."""
     import time
@@ -177,7 +197,7 @@ def dump_state(path: str) -> None:
     Trainer._conclude = conclude
 
 
-FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, hang, slow_validation, print_config, dump_state)
+FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, hang, spike, slow_validation, print_config, dump_state)
 
 if __name__ == "__main__":
     divide = sys.argv.index("--")
