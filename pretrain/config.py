@@ -109,6 +109,7 @@ class ComputeConfig:
 @dataclass
 class DeepSpeedConfig:
     zero_stage: int = 0
+    offload: bool = False  # masters and optimizer state in the memory of the host, where the step then runs; ZeRO 1-3
     config: dict[str, Any] = field(default_factory=dict)  # any further DeepSpeed keys, passed through
 
 

@@ -70,7 +70,8 @@ class Engine:
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         model.to(world.device)
-        optimizer = build_optimizer(model, recipe.optimizer, fused=world.device.type == "cuda")
+        fused = world.device.type == "cuda" and not recipe.deepspeed.offload
+        optimizer = build_optimizer(model, recipe.optimizer, fused)
         self.base = optimizer
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(recipe), dist_init_required=False
@@ -189,6 +190,9 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # Ranger acts element by element, as ZeRO needs it
     }
+    if recipe.deepspeed.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's own optimizers: the same numbers as without offloading
     if precision == "bf16":
         config["bf16"] = {"enabled": True}
         config["communication_data_type"] = "fp32"
@@ -204,12 +208,9 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         raise PretrainError(
             "deepspeed.config.zero_optimization.stage is decided by the recipe; use deepspeed.zero_stage instead"
         )
-    for key in ("offload_optimizer", "offload_param"):
-        if (own_zero.get(key) or {}).get("device", "none") != "none":
-            raise PretrainError(
-                f"deepspeed.config.zero_optimization.{key}: offloading is not supported; use more ranks, "
-                "ZeRO stage 3 or smaller micro-batches"
-            )
+    for key, instead in (("offload_optimizer", "deepspeed.offload"), ("offload_param", "nothing: it is not supported")):
+        if key in own_zero:
+            raise PretrainError(f"deepspeed.config.zero_optimization.{key} is decided by the recipe; use {instead}")
     return _overlaid(config, recipe.deepspeed.config)
 
 

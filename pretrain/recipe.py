@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data import structured
+from data.secrets import masked_content
 from models import MODELS
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
@@ -148,8 +149,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """`to_dict` as YAML; reading it back gives an equal recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(recipe)))
+    """`to_dict` as YAML without secrets (data/secrets.py); where it has none, reading it back gives an equal recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(masked_content(to_dict(recipe))))
 
 
 def read_resolved(path: Path) -> Recipe:
@@ -226,6 +227,8 @@ def check(recipe: Recipe) -> None:
             refuse(key, found, "one of " + ", ".join(map(str, allowed)))
     if recipe.schedule.decay_steps is not None and recipe.schedule.decay_epochs is not None:
         raise PretrainError("give one of schedule.decay_steps and schedule.decay_epochs, not both")
+    if recipe.deepspeed.offload and recipe.deepspeed.zero_stage == 0:
+        raise PretrainError("deepspeed.offload=true needs deepspeed.zero_stage 1, 2 or 3")
     if recipe.compute.precision == "bf16" and recipe.deepspeed.zero_stage == 0:
         raise PretrainError(
             "compute.precision=bf16 with deepspeed.zero_stage=0 is refused: there DeepSpeed applies an optimizer step "

@@ -72,6 +72,16 @@ def test_the_budgets_of_these_tests_split_a_step_differently(synthetic_corpus) -
     assert max(counts[1]) == 1
 
 
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(2, "bf16"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, "fp32"), (2, "fp32"), (3, "bf16")])],
+)
+def test_masters_and_state_on_the_host_change_nothing(train, stage, precision) -> None:
+    moved = train(2, stage, LARGE, precision, "deepspeed.offload=true")
+    np.testing.assert_allclose(losses(moved), losses(train(2, stage, LARGE, precision)), rtol=1e-6)
+    assert furthest(last(moved).weights(), last(train(2, stage, LARGE, precision)).weights()) < 1e-5
+
+
 RANGER = ("optimizer.name=ranger", "optimizer.betas=[0.95,0.999]", "optimizer.eps=1e-5", "optimizer.decayed=all")
 
 

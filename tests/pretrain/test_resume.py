@@ -177,6 +177,17 @@ def test_a_bf16_run_continues_in_fp32_from_its_fp32_masters(command) -> None:
     assert len(losses(run)) == 14
 
 
+@pytest.mark.slow
+def test_a_run_with_its_state_on_the_host_is_resumed(command) -> None:
+    keys = ["deepspeed.offload=true", "deepspeed.zero_stage=2", "compute.precision=bf16", "schedule.decay_steps=12"]
+    whole, reference = command("offload-whole", *keys, "budget.steps=12")
+    pretrain_well(whole, ranks=2)
+    arguments, run = command("offload", *keys)
+    for steps in (5, 12):
+        pretrain_well([*arguments, f"budget.steps={steps}"], ranks=2)
+    assert same_bits(last(run), last(reference))
+
+
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_slow_weights_are_resumed(command, stage) -> None:
     """Stopped at steps that are no multiple of lookahead's six."""
