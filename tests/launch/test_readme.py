@@ -31,6 +31,8 @@ def test_readme_commands_run_in_order(tmp_path: Path) -> None:
         assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     assert (tmp_path / "runs/my-run/checkpoints/step-00000024/checkpoint.json").is_file()
     assert (tmp_path / "runs/my-run/report.html").is_file()
+    for run in ("my-msa", "my-profiles"):
+        assert (tmp_path / f"runs/{run}/metrics.jsonl").is_file()
     pytest.importorskip("multimolecule")
     (snippet,) = blocks("python")
     subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
