@@ -15,6 +15,7 @@ of one bucket, and some 60 bytes per sequence.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,11 @@ def _build(
     shutil.rmtree(spill)
 
     if not resolved.count:
+        dropped = sum((Counter(found.tally.dropped) for found in tallies), Counter())
+        why = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.most_common())
         raise DataError(
-            f"{config.name}: no sequence is left after filtering; check the channels, lengths, drop_datasets and the "
-            "sources."
+            f"{config.name}: no sequence is left after filtering (records dropped: {why or 'none'}); check the "
+            "channels, lengths, drop_datasets and the sources."
         )
     uses_mmseqs = config.clusters.method == "mmseqs"
     sequences = number_sequences(

@@ -53,9 +53,12 @@ def choose(
         chosen[units[folds == split.fold]] = True
         held_out = chosen[first]
     if not held_out.any():
+        none = [name for name, ratios in zip(config.channels, signal_to_noise.T, strict=True) if np.isnan(ratios).all()]
+        why = f" (no profile of {' and '.join(none)} has a signal-to-noise)" if none else ""
         raise DataError(
             f"{config.name}: the validation split would be empty, {len(eligible)} sequences of {', '.join(split.of)} "
-            f"are too few for {split.folds} folds; set split.folds=0 for no validation split, or split.of to more."
+            f"are too few for {split.folds} folds{why}; set split.folds=0 for no validation split, split.of to more, "
+            "or channels to those that there are."
         )
     if held_out.all():
         raise DataError(f"{config.name}: the train split would be empty; raise split.folds.")

@@ -30,7 +30,7 @@ def find_config(name: str) -> Path:
 
 
 def main_guard(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Makes ``main`` return an exit code: 2 and `error: sentence` for our errors, 130 for Ctrl-C.
+    """Makes ``main`` return an exit code: 2 (or the error's own) and `error: sentence` for our errors, 130 for Ctrl-C.
 
     Any other exception passes, with its traceback: it is a fault of ours, not of the user.
     """
@@ -50,8 +50,10 @@ def main_guard(main: Callable[P, int | None]) -> Callable[P, int]:
             if not isinstance(error, _user_errors()):
                 raise
             if not getattr(error, "told_elsewhere", False):  # on several ranks, one of them tells
-                print(f"error: {error}", file=sys.stderr)
-            return EXIT_USER_ERROR
+                from data.secrets import masked
+
+                print(f"error: {masked(str(error))}", file=sys.stderr)
+            return getattr(error, "exit_code", EXIT_USER_ERROR)
 
     return guarded
 

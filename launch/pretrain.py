@@ -1,7 +1,8 @@
 """Pretrain a model: `deepspeed launch/pretrain.py --config rinalmo.yaml [section.key=value ...]`.
 
 The same script runs under `torchrun`, `srun` and plain `python`. Exit code 0: the budget is used up; 75: stopped and
-saved, start the same command again; 2: a sentence on stderr says what to mend.
+saved, start the same command again; 76: another rank was lost, nothing was saved, start the same command again; 2: a
+sentence on stderr says what to mend.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_args()
 
-    from pretrain import distributed, recipe
-    from pretrain.signals import StopRequest
+    from pretrain.signals import StopRequest, end_when_asked
+
+    end_when_asked()  # until there is something to save
+    from pretrain import contact, distributed, recipe
     from pretrain.trainer import Trainer
 
     try:
@@ -36,10 +39,11 @@ def main() -> int:
         if distributed.rank_of_environment() > 0:
             raise distributed.OtherRankFailed(str(error)) from error
         raise
-    world = distributed.start(settings.compute.threads)
-    stop = StopRequest()  # from here on a signal asks the loop to stop; until here it simply ends the process
-    code = Trainer(settings, world, stop).run()
-    distributed.finish()
+    world = distributed.start(settings.compute.threads, settings.compute.timeout_minutes)
+    stop = StopRequest()  # from here on a signal asks the loop to stop
+    with contact.told_when_lost(world, settings.compute.timeout_minutes):
+        code = Trainer(settings, world, stop).run()
+        distributed.finish()
     return code
 
 

@@ -17,7 +17,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
 from pretrain.console import FIGURES, duration, quantity
 from pretrain.estimate import cost_of
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import for_release
 from pretrain.opening import sources_of
 from pretrain.tracking import read_metrics
 
@@ -59,7 +59,7 @@ def model_card(
     metrics = [record for record in metrics if record["step"] <= found.progress.step]
     origin = found.progress.origin
     name, library = recipe.model_name(settings), next(iter(layouts.values())).library
-    objective = OBJECTIVES[settings.objective.name][1](settings.objective)
+    objective = for_release(settings.objective)
     masked = objective.kind == "sequences"
     mask = objective.alphabet.mask
     letters = "".join(itertools.compress(objective.alphabet.tokens, made_of(objective.alphabet)))
@@ -157,7 +157,9 @@ def _data(settings: Recipe, found: Checkpoint) -> str:
                 origin["name"]: f"{origin['records']:,} records, {sum(origin['sequences'].values()):,} kept"
                 for origin in manifest["sources"]
             }
-        parts.append(f"{title}: {told} for training, {held_out[unit]:,} {unit} held out.\n\n" + (_table(rows) if rows else ""))
+        parts.append(
+            f"{title}: {told} for training, {held_out[unit]:,} {unit} held out.\n\n" + (_table(rows) if rows else "")
+        )
     return "\n".join(parts)
 
 
@@ -188,9 +190,19 @@ def _origin(origin: dict[str, Any] | None, settings: Recipe, licence: str | None
     while origin is not None:
         source = origin["init_from"] if _is_hub_id(origin["init_from"]) else Path(origin["init_from"]).name
         stated = f"`{origin['licence']}`" if origin["licence"] else "not stated there"
-        text += f"\nTraining started from `{source}`, whose licence is {stated}.\n"
+        text += f"\nTraining started from `{source}`, whose licence is {stated}.{_terms(source)}\n"
         origin = origin["before"]
     return text
+
+
+def _terms(source: str) -> str:
+    """What publishers of weights on the hub demand of those who train from theirs (specs: aido_rna 0, 8)."""
+    publisher = source.lower().partition("/")[0]
+    if publisher == "genbio-ai":
+        return " GenBio's weights are for non-commercial use only, and so is what is trained from them."
+    if publisher == "multimolecule":
+        return " MultiMolecule's weights are under AGPL-3.0; its FAQ asks that training data be conveyed as well."
+    return ""
 
 
 def _is_hub_id(source: str) -> bool:

@@ -15,7 +15,7 @@ FIGURES = {  # of a validation, as they are shown: key -> name and decimals
     "accuracy": ("accuracy", 3),
     "perplexity_acgu": ("perplexity over A, C, G, U alone", 3),
     "type_accuracy": ("accuracy of the RNA type", 3),
-    "type_majority": ("always its most frequent one", 3),
+    "type_majority": ("accuracy of always naming the most frequent type", 3),
 }
 
 

@@ -12,7 +12,8 @@ import re
 import socket
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -33,12 +34,22 @@ class OtherRankFailed(PretrainError):
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Where a rank runs: what a report of its loss names, and how its loss is recognised (pretrain/contact.py)."""
+
+    host: str
+    address: str  # of the interface that leads to the first rank
+    pid: int
+
+
+@dataclass(frozen=True)
 class World:
     rank: int
     ranks: int
     local_rank: int
     local_ranks: int
     device: torch.device
+    peers: tuple[Peer, ...] = ()  # all ranks in order, where there are several
 
     @property
     def first(self) -> bool:
@@ -92,8 +103,12 @@ class World:
             dist.barrier()
 
 
-def start(threads: int | None) -> World:
-    """Join the other ranks. ``threads``: CPU threads of this rank; the node's cores over its ranks unless given."""
+def start(threads: int | None, timeout_minutes: float = 10.0) -> World:
+    """Join the other ranks. ``threads``: CPU threads of this rank; the node's cores over its ranks unless given.
+
+    ``timeout_minutes`` bounds every wait for another rank, from the first meeting on: in gloo the waiting call then
+    raises, in NCCL the watchdog ends the process.
+    """
     on_gpu = torch.cuda.is_available()
     _fill_environment()
     local_rank, local_ranks = int(os.environ["LOCAL_RANK"]), _local_ranks()
@@ -107,14 +122,22 @@ def start(threads: int | None) -> World:
     else:
         device = torch.device("cpu")
     try:
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        deepspeed.init_distributed(
+            "nccl" if on_gpu else "gloo", verbose=False, timeout=timedelta(minutes=timeout_minutes)
+        )
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise PretrainError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not meet the others at {where} "
-            f"({' '.join(str(error).split())[:200]}); start all ranks, with a free --master_port"
+            f"({' '.join(str(error).split())[:200]}); start all ranks within {timeout_minutes:g} minutes of each "
+            "other, with a free --master_port, and on several nodes name the network (docs/clusters.md)"
         ) from error
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, local_ranks, device)
+    world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_ranks, device)
+    if world.ranks == 1:
+        return world
+    return replace(world, peers=tuple(world.gather(Peer(socket.gethostname(), _own_address(), os.getpid()))))
 
 
 def import_deepspeed(on_gpu: bool) -> None:
@@ -166,6 +189,16 @@ def first_host(nodes: str) -> str:
     """The first host of a Slurm node list such as `gpu[03-05,09],login1`."""
     bracketed = re.match(r"([^,\[]+)\[(\d+)", nodes)
     return bracketed.group(1) + bracketed.group(2) if bracketed else nodes.split(",")[0]
+
+
+def _own_address() -> str:
+    """The address under which the first rank sees this node; no packet is sent to find it."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+            return str(probe.getsockname()[0])
+    except OSError:  # an IPv6-only network: a lost rank is then named by its host alone
+        return ""
 
 
 def free_port() -> int:

@@ -10,19 +10,8 @@ import numpy.typing as npt
 import torch
 
 from models.layers.attention import computed_tokens, resolve_kernel
+from pretrain import gpus
 from pretrain.config import ComputeConfig, Recipe
-
-# Dense peak in TFLOP/s of bf16 and of fp32 (as torch computes it by default), from the vendors' data sheets.
-PEAKS = {
-    "H200": (989.0, 67.0),
-    "H100 PCIe": (756.0, 51.0),
-    "H100": (989.0, 67.0),
-    "B200": (2250.0, 80.0),
-    "A100": (312.0, 19.5),
-    "L40S": (362.0, 91.6),
-    "A10": (125.0, 31.2),
-    "V100": (0.0, 15.7),
-}
 
 
 def peak_flops(compute: ComputeConfig, device: torch.device) -> float | None:
@@ -36,10 +25,8 @@ def peak_flops(compute: ComputeConfig, device: torch.device) -> float | None:
 
 def peak_of(device_name: str, precision: str) -> float | None:
     """FLOP/s of a device by its product name."""
-    for name, (half, single) in PEAKS.items():
-        if all(word in device_name for word in name.split()):
-            return (single if precision == "fp32" else half) * 1e12 or None
-    return None
+    found = gpus.of_device(device_name)
+    return None if found is None else found.peak(precision)
 
 
 def cost_of(settings: Recipe) -> Any:

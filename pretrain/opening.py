@@ -21,6 +21,7 @@ from data.mixture import Mixture
 from data.reactivity import ReactivityCorpus
 from data.staging import Staged, stage
 from data.structures import StructureTable, WithStructures
+from data.urls import shown
 from pretrain.config import DataConfig, MixtureSource, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
@@ -129,7 +130,7 @@ def places_of(data: DataConfig, known: Stagings | None = None) -> list[Place]:
             known[key] = stage(source.corpus, data.cache, data.cache_gigabytes, data.allow_pipe)
         staged = known[key]
         location = staged.path if staged else Path(source.corpus)
-        name = source.name or Path(source.corpus.rstrip("/")).name
+        name = source.name or Path(shown(source.corpus).rstrip("/")).name
         places.append(Place(name, source.weight, location, staged))
     names = [place.name for place in places]
     for name in names:
@@ -153,6 +154,8 @@ def open_data(
     places, n = places_of(settings.data, known), settings.batch.sequences
     _, objective_class = OBJECTIVES[settings.objective.name]
     objective = objective_class(settings.objective)
+    if hasattr(objective, "require"):
+        objective.require(settings)
     if len(objective.alphabet) != settings.model.vocab:
         named = "tokenizer" if getattr(settings.objective, "tokenizer", None) else "alphabet"
         given = getattr(settings.objective, named, objective.alphabet.name)
@@ -171,6 +174,8 @@ def open_data(
     training = {place.name: _training(place, objective) for place in places}
     mixture = Mixture(training, weights, seed, n, structures)
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
+    for corpus in training.values():
+        _require_room(objective, corpus, np.arange(corpus.count), limit)
     if budget.epochs is not None and len(places) > 1:
         raise PretrainError("every corpus of a mixture has its own epochs: give budget.steps instead of budget.epochs")
     planner = StepPlanner(mixture, mixture, objective, limit, world.rank, world.ranks, first)
@@ -198,8 +203,26 @@ def _validations(
         corpus = _held_out(place, objective.kind, structures)
         limits = settings.validation.sequences, settings.batch.tokens_per_micro_batch
         found[place.name] = VALIDATIONS[objective.kind](corpus, objective, *limits)
+        _require_room(objective, corpus, found[place.name].ids, limits[1])
         found[place.name].learn_from(training)
     return found
+
+
+def _require_room(objective: Any, corpus: Any, ids: npt.NDArray[np.int64], limit: int) -> None:
+    """Raises PretrainError if one of the samples alone is more than a micro-batch may cost.
+
+    Objectives with `max_tokens` cut what is longer; recipe.check compares that with the limit.
+    """
+    if hasattr(objective.config, "max_tokens"):
+        return
+    longest = ids[[int(np.argmax(corpus.lengths[ids]))]]
+    cost = int(objective.costs(corpus, longest)[0])
+    if cost > limit:
+        raise PretrainError(
+            f"{corpus.path}: a sequence of {int(corpus.lengths[longest][0])} nucleotides costs {cost}, but "
+            f"batch.tokens_per_micro_batch is {limit}; raise it to at least {cost}, or leave long sequences out "
+            + ("with objective.samples.max_length" if corpus.split == "train" else "when the corpus is prepared")
+        )
 
 
 def _training(place: Place, objective: Any) -> Any:

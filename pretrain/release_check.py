@@ -20,15 +20,14 @@ from models import MODELS
 from models.layouts.detect import LAYOUTS
 from pretrain import recipe
 from pretrain.config import Recipe
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import for_release
 from pretrain.opening import places_of
 
 SAMPLES = 16
 
 
 def objective_of(settings: Recipe) -> Any:
-    _, objective_class = OBJECTIVES[settings.objective.name]
-    return objective_class(settings.objective)
+    return for_release(settings.objective)
 
 
 def samples_of(settings: Recipe, fasta: Path | None) -> list[Any]:
@@ -106,6 +105,7 @@ def compared_columns(settings: Recipe, ours: Any, theirs: Any) -> tuple[list[int
         return list(range(ours.vocab)), list(range(ours.vocab))
     alphabet = objective.alphabet
     seen = {*itertools.compress(alphabet.tokens, made_of(alphabet)), alphabet.unk, alphabet.mask}
+    seen |= {alphabet.tokens[i] for i in getattr(objective, "type_ids", ())}
     tokens = LAYOUTS[recipe.model_name(settings)].tokens
     place = {token: i for i, token in enumerate(tokens(theirs))}
     pairs = [(i, place[token]) for i, token in enumerate(tokens(ours)) if token in seen and token in place]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from data.secrets import masked, masked_content
 from pretrain import checkpoint, recipe, resuming
 from pretrain.config import Recipe
 from pretrain.distributed import World
@@ -38,6 +39,11 @@ PACKAGES = (
     "safetensors",
     "flash-attn",
 )
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 class RunDirectory:
@@ -65,12 +71,12 @@ class RunDirectory:
             file = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
         if rank == 0:
             screen = logging.StreamHandler(sys.stderr)
             screen.setLevel(logging.WARNING)
-            screen.setFormatter(logging.Formatter("warning: %(message)s"))
+            screen.setFormatter(_WithoutSecrets("warning: %(message)s"))
             log.addHandler(screen)
 
     def describe(self, settings: Recipe, world: World) -> None:
@@ -149,7 +155,7 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
                 f"{found.path} holds a model with model.{key}={old_model.get(key)}, but the recipe says "
                 f"{new_model.get(key)}; keep the model, or start a new run"
             )
-    return _changes(recipe.to_dict(before), recipe.to_dict(settings))
+    return _changes(masked_content(recipe.to_dict(before)), masked_content(recipe.to_dict(settings)))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -14,6 +14,12 @@ from types import FrameType
 RESUBMIT = 75  # exit code (EX_TEMPFAIL): saved, start the same command again
 
 
+def end_when_asked() -> None:
+    """Let SIGTERM and SIGUSR1 end this process with RESUBMIT: it has not begun, so starting again loses nothing."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: os._exit(RESUBMIT))
+
+
 class StopRequest:
     """Becomes set by SIGTERM, SIGUSR1 (Slurm's early warning), Ctrl-C, or when the launcher of this rank is gone.
 

@@ -10,10 +10,12 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.secrets import masked_content
 from pretrain.config import TrackingConfig
 from pretrain.errors import PretrainError
 
@@ -46,6 +48,7 @@ class Tracker:
         import wandb
 
         self.ids.setdefault("wandb", secrets.token_hex(4))
+        arguments, sys.argv = sys.argv, masked_content(sys.argv)  # wandb keeps the command line
         try:
             return wandb.init(
                 project=config.wandb_project,
@@ -60,6 +63,8 @@ class Tracker:
             raise PretrainError(
                 f"wandb cannot start ({' '.join(str(error).split())}); run `wandb login`, or set tracking.wandb=offline"
             ) from error
+        finally:
+            sys.argv = arguments
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append ``{"kind": ..., "step": ..., **values}``; numbers that are not finite become null."""

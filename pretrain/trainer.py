@@ -14,6 +14,7 @@ import torch
 
 from data import randomness
 from data.loader import Step, prefetched
+from data.secrets import masked_content
 from pretrain import checkpoint, initialise, recipe, run_tokenizer, stages
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
@@ -79,7 +80,7 @@ class Trainer:
             return None
         settings, name = self.settings, self.settings.run.name
         directory, progress = self.directory.path, self.progress
-        content = recipe.to_dict(settings)
+        content = masked_content(recipe.to_dict(settings))
         return Tracker(directory, settings.tracking, name, content, progress.tracker, progress.step)
 
     def _open(self) -> str:

@@ -8,19 +8,20 @@ maps (pretrain/contacts.py), fitted on training alignments and tested on held-ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.alignments import Alignment, AlignmentCorpus
 from data.msa_alphabet import LETTERS, RNAMSM
 from pretrain import contacts
-from pretrain.distributed import World
+from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.masked import perplexity
 from pretrain.objectives.msa import MSA, AlignmentBatch
@@ -30,6 +31,8 @@ FIT_ALIGNMENTS = 256  # of the training split, for letter frequencies
 PROBE_KNOWN, PROBE_HELD_OUT = 20, 64  # alignments with structures
 PROBE_COLUMNS, PROBE_ROWS, PROBE_PAIRS = 256, 64, 3
 _IDS = np.array([RNAMSM.ids[letter] for letter in LETTERS])
+F64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 class AlignmentValidation(HeldOut):
@@ -43,12 +46,12 @@ class AlignmentValidation(HeldOut):
         self.types = corpus.types(self.ids)
         self.rows = len(corpus.type_names)
         self.known: list[Alignment] = []
-        self.held_out = _with_structure(corpus, self.ids, PROBE_HELD_OUT)
+        self.held_out = with_structure(corpus, self.ids, PROBE_HELD_OUT)
 
     def learn_from(self, training: AlignmentCorpus) -> None:
         """Take the alignments that the probe of contacts is fitted on from the training split."""
         if self.held_out:
-            self.known = _with_structure(training, np.arange(training.count), PROBE_KNOWN)
+            self.known = with_structure(training, np.arange(training.count), PROBE_KNOWN)
 
     def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         report = super().run(engine, world, stopping)
@@ -63,39 +66,48 @@ class AlignmentValidation(HeldOut):
 
     def _contacts(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, float] | None:
         """Mean precision over held-out structures; None if a rank was asked to stop. Each rank computes its share."""
-        maps = self._maps(engine, world, self.known, stopping)
-        if maps is None:
+        known = self._maps(engine, world, self.known, stopping)
+        if known is None:
             return None
-        known = [example for part in world.gather(maps) for example in part]
-        probe = contacts.fit(known)
+        # All ranks fit the same examples in the same order, so the probe does not depend on how many there are.
+        probe = contacts.fit(_in_order(world.gather(known)))
         held_out = self._maps(engine, world, self.held_out, stopping)
         if held_out is None:
             return None
-        mine = [contacts.precision(probe.probabilities(found), partners) for found, partners in held_out]
-        figures = [figures for part in world.gather(mine) for figures in part]
+        mine = [contacts.precision(probe.probabilities(maps), partners) for maps, partners in held_out]
+        figures = _in_order(world.gather(mine))
         return {f"contact_{name}": float(np.mean([one[name] for one in figures])) for name in contacts.FRACTIONS}
 
     def _maps(
         self, engine: Engine, world: World, alignments: list[Alignment], stopping: Callable[[], bool]
     ) -> list[contacts.Example] | None:
-        """(maps, partners) of this rank's share. Every rank computes equally often, as ZeRO's collectives need it."""
+        """(maps, partners) of this rank's share: alignment ``rank``, ``rank + ranks``, and so on.
+
+        Every rank computes equally often, as ZeRO's collectives need it.
+        """
         found: list[contacts.Example] = []
-        turns = -(-len(alignments) // world.ranks)
-        for turn in range(turns):
-            (stopped,) = world.sum([stopping()])
+        for start in range(0, len(alignments), world.ranks):
+            number = start + world.rank
+            alignment = alignments[min(number, len(alignments) - 1)]
+            tokens, problem = None, None
+            try:
+                tokens = probe_tokens(alignment)
+            except USER_ERRORS as error:  # a shard is damaged: all ranks must know before they compute together
+                problem = error
+            stopped, failing = world.sum([stopping(), problem is not None])
+            if failing:
+                world.fail_together(problem)
             if stopped:
                 return None
-            number = turn * world.ranks + world.rank
-            alignment = alignments[min(number, len(alignments) - 1)]
-            with torch.no_grad():
-                outputs = engine.module(_tokens(alignment).to(world.device), everything=True)
+            assert tokens is not None
+            maps = maps_of(engine.module, tokens.to(world.device))
             if number < len(alignments):
                 partners = alignment.partners
                 assert partners is not None
-                found.append((outputs.maps[0, :, 1:, 1:].float().cpu().numpy(), partners))
+                found.append((maps, partners))
         return found
 
-    def _sums(self, outputs: Tensor, batch: AlignmentBatch, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def _sums(self, outputs: Tensor, batch: AlignmentBatch, chosen: npt.NDArray[np.int64]) -> F64:
         targets = batch.targets.cpu()
         nats = F.cross_entropy(outputs, targets, reduction="none").double()
         right = (outputs.argmax(-1) == targets).sum()
@@ -103,7 +115,7 @@ class AlignmentValidation(HeldOut):
         sums[self.types[chosen[0]]] = [float(nats.mean()), 1, float(nats.sum()), len(targets), float(right)]
         return sums
 
-    def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def _report(self, sums: F64) -> dict[str, Any]:
         report = _figures(sums.sum(axis=0))
         report["sequences"] = len(self.ids)
         report["types"] = {
@@ -126,40 +138,39 @@ class AlignmentValidation(HeldOut):
         }
 
 
-def letter_frequencies(corpus: AlignmentCorpus) -> npt.NDArray[np.float64]:
+def letter_frequencies(corpus: AlignmentCorpus) -> F64:
     """[6] of LETTERS in the first alignments of a corpus (which is shuffled), with a count of one for each letter."""
-    counts = np.ones(len(LETTERS))
+    counts: F64 = np.ones(len(LETTERS))
     for alignment in corpus.alignments(np.arange(min(FIT_ALIGNMENTS, corpus.count))):
         letters = alignment.rows(np.arange(min(alignment.depth, PROBE_ROWS)))
         counts += np.bincount(letters.ravel(), minlength=256)[[ord(letter) for letter in LETTERS]]
-    return counts / counts.sum()
+    found: F64 = counts / counts.sum()
+    return found
 
 
-def profile(batch: AlignmentBatch, background: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def profile(batch: AlignmentBatch, background: F64) -> F64:
     """[L, 6] probability of each letter in each column, from the tokens that are no targets.
 
     The background counts as one more row.
     """
     tokens = batch.tokens[0].numpy()
-    seen = np.ones(tokens.size, dtype=bool)
-    seen[batch.target_index.numpy()] = False
-    seen = seen.reshape(tokens.shape)
-    counts = np.stack([((tokens == i) & seen).sum(axis=0) for i in _IDS], axis=1) + background
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def _of_targets(p: npt.NDArray[np.float64], batch: AlignmentBatch) -> npt.NDArray[np.float64]:
-    """[M] probability that ``p`` ([6], or [L, 6] by column) gives the letter of each target."""
-    letter = (batch.targets.numpy()[:, None] == _IDS).argmax(axis=1)
-    found: npt.NDArray[np.float64] = (
-        p[letter] if p.ndim == 1 else p[batch.target_index.numpy() % batch.tokens.shape[2], letter]
-    )
+    seen = np.ones(tokens.shape, dtype=bool)
+    seen.flat[batch.target_index.numpy()] = False
+    counts: F64 = np.stack([((tokens == i) & seen).sum(axis=0) for i in _IDS], axis=1) + background
+    found: F64 = counts / counts.sum(axis=1, keepdims=True)
     return found
 
 
-def _with_structure(corpus: AlignmentCorpus, ids: npt.NDArray[np.int64], most: int) -> list[Alignment]:
+def _of_targets(p: F64, batch: AlignmentBatch) -> F64:
+    """[M] probability that ``p`` ([6], or [L, 6] by column) gives the letter of each target."""
+    letter = (batch.targets.numpy()[:, None] == _IDS).argmax(axis=1)
+    found: F64 = p[letter] if p.ndim == 1 else p[batch.target_index.numpy() % batch.tokens.shape[2], letter]
+    return found
+
+
+def with_structure(corpus: AlignmentCorpus, ids: npt.NDArray[np.int64], most: int) -> list[Alignment]:
     """The first alignments of ``ids`` with a structure of some pairs, that are not too wide for the probe."""
-    return list(_first(_paired(corpus, ids[corpus.lengths[ids] <= PROBE_COLUMNS]), most))
+    return list(itertools.islice(_paired(corpus, ids[corpus.lengths[ids] <= PROBE_COLUMNS]), most))
 
 
 def _paired(corpus: AlignmentCorpus, ids: npt.NDArray[np.int64]) -> Iterator[Alignment]:
@@ -173,19 +184,31 @@ def _paired(corpus: AlignmentCorpus, ids: npt.NDArray[np.int64]) -> Iterator[Ali
             yield alignment
 
 
-def _first(alignments: Iterator[Alignment], most: int) -> Iterator[Alignment]:
-    for _, alignment in zip(range(most), alignments, strict=False):
-        yield alignment
-
-
-def _tokens(alignment: Alignment) -> Tensor:
+def probe_tokens(alignment: Alignment) -> Tensor:
     """[1, R, L] int64: the first rows (they were shuffled when the corpus was built), with `<cls>` in front."""
-    letters = alignment.rows(np.arange(min(alignment.depth, PROBE_ROWS)))
+    return tokens_of(alignment.rows(np.arange(min(alignment.depth, PROBE_ROWS))))
+
+
+def tokens_of(letters: npt.NDArray[np.uint8]) -> Tensor:
+    """[1, R, 1 + L] int64 of rows of letters [R, L], with `<cls>` in front."""
     tokens = np.pad(RNAMSM.lookup[letters].astype(np.int64), ((0, 0), (1, 0)), constant_values=RNAMSM.ids[RNAMSM.cls])
     return torch.from_numpy(tokens[None])
 
 
-def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+def maps_of(module: nn.Module, tokens: Tensor) -> npt.NDArray[np.float32]:
+    """[C, L, L] row-attention maps of one alignment, without `<cls>`, by a model in evaluation mode."""
+    with torch.no_grad():
+        maps = module(tokens, everything=True).maps[0, :, 1:, 1:]
+    found: npt.NDArray[np.float32] = maps.float().cpu().numpy()
+    return found
+
+
+def _in_order(shares: list[list[T]]) -> list[T]:
+    """What ranks 0, 1, ... made of samples rank, rank + ranks, ..., in the order of the samples."""
+    return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+
+
+def _figures(sums: F64) -> dict[str, Any]:
     mean_nats, alignments, nats, targets, right = sums.tolist()
     return {
         "loss": mean_nats / max(alignments, 1),

@@ -76,6 +76,12 @@ def read_table(path: Path, batch_rows: int = _BATCH_ROWS) -> Iterator[ProfileRec
                 raise DataError(f"{path}, line {record + 1}: the {columns.id} is empty; every row needs one.")
             if columns.values and not experiments[row]:
                 raise DataError(f"{path}, line {record + 1} ({name}): experiment_type is empty; name the reagent.")
+            if columns.values and letters is not None and len(letters.strip()) > len(columns.values):
+                raise DataError(
+                    f"{path}, line {record + 1} ({name}): the sequence has {len(letters.strip())} letters, but the "
+                    f"table has only {len(columns.values)} reactivity columns; columns are missing, or the values are "
+                    "those of other sequences."
+                )
             yield ProfileRecord(
                 record=record,
                 line=record + 1,
@@ -114,6 +120,11 @@ def table_columns(path: Path) -> TableColumns:
         )
     if not values and "sequence" not in names:
         raise DataError(f"{path}, line 1: neither reactivity_0001 nor sequence is among the columns; check the file.")
+    if not values and "experiment_type" in names:
+        raise DataError(
+            f"{path}, line 1: there is experiment_type but no column reactivity_0001; add the reactivity columns, or "
+            "leave experiment_type out of a table of sequences alone."
+        )
 
     def known(name: str) -> str | None:
         return name if name in names else None

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from models.aido_rna import AidoRNAConfig
 from models.layouts import aido_rna_genbio, aido_rna_multimolecule, aido_rna_transformers
-from models.layouts.aido_rna_table import TOKENS
+from models.layouts.aido_rna_table import TOKENS, UNTRAINED, U
+from models.layouts.multimolecule import UNTRAINED_BIAS
 from models.layouts.reading import read_json
 from models.layouts.releasing import ReleaseLayout
 
@@ -26,8 +27,20 @@ _DIRECTORIES: dict[str, Callable[[Path], tuple[AidoRNAConfig, dict[str, Tensor]]
 MODEL_TYPES = tuple(_DIRECTORIES)
 HEADS = None  # differs between the published sizes and follows from their widths
 
+
+def release_notes(config: AidoRNAConfig, letters: str | None = None) -> str:
+    """Markdown for the model card: what stands in the rows that training on T never used (specs: aido_rna 8)."""
+    never = " ".join(TOKENS[i] for i in UNTRAINED if i != U)
+    return (
+        "- Training spelled uracil T. The row of `U` is a copy of `T`'s, so that U can be fed; its output bias is"
+        f" {UNTRAINED_BIAS:g}, so that it is never predicted, and so is that of `{never}`, which were never trained.\n"
+    )
+
+
 RELEASES = {
-    "transformers": ReleaseLayout("", aido_rna_transformers.write, aido_rna_transformers.USAGE, library="transformers"),
+    "transformers": ReleaseLayout(
+        "", aido_rna_transformers.write, aido_rna_transformers.USAGE, library="transformers", notes=release_notes
+    ),
     "genbio": ReleaseLayout(
         "genbio",
         aido_rna_genbio.write,

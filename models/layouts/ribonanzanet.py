@@ -18,7 +18,7 @@ from models.layouts import huggingface
 from models.layouts.multimolecule import read_vocabulary, row_of_token, vocabulary
 from models.layouts.reading import read_directory
 from models.layouts.releasing import ReleaseLayout, WriteOptions
-from models.layouts.ribonanzanet_config import MODEL_TYPE, read_config, tokenizer_config, write_config
+from models.layouts.ribonanzanet_config import MODEL_TYPE, REACH, read_config, tokenizer_config, write_config
 from models.layouts.ribonanzanet_table import Row, rows
 from models.ribonanzanet import LETTERS, RibonanzaNet, RibonanzaNetConfig
 
@@ -217,6 +217,17 @@ model.load_state_dict(torch.load("PATH_OR_ID", weights_only=True))
 Their code treats padding differently: predict sequences of one length per batch, or one at a time.
 """
 RELEASES = {
-    "multimolecule": ReleaseLayout("", _write_multimolecule, _USAGE, library="multimolecule"),
-    "original": ReleaseLayout("original", _write_original, _ORIGINAL_USAGE),
+    "multimolecule": ReleaseLayout(
+        "",
+        _write_multimolecule,
+        _USAGE,
+        library="multimolecule",
+        fits=lambda config, letters: (config.channels, config.reach) == (2, REACH),
+    ),
+    "original": ReleaseLayout(
+        "original",
+        _write_original,
+        _ORIGINAL_USAGE,
+        fits=lambda config, letters: config.attention_residual == "double",  # theirs knows nothing else
+    ),
 }

@@ -7,6 +7,7 @@ Three forms (specification 7 and 8): MultiMolecule's `RnaErnieForPreTraining` di
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from models.layouts.rnaernie_rows import (
     never_trained,
     tokens,
     with_pooler,
+    with_vocabulary,
 )
 from models.layouts.rnaernie_tensors import (
     HEADS,
@@ -63,12 +65,15 @@ MODEL_TYPES = (MODEL_TYPE,)
 def adapt(
     config: RNAErnieConfig, state: dict[str, Tensor], wanted: RNAErnieConfig
 ) -> tuple[RNAErnieConfig, dict[str, Tensor]]:
-    """Released weights for a run of the configuration ``wanted``: without the pooler if that trains none, and with
-    initial rows for the RNA types (seed 0) if it has them and the release does not."""
+    """Released weights for a run of the configuration ``wanted``: without the pooler if that trains none, with initial
+    rows for the RNA types (seed 0) if it has them and the release does not, and without those rows the other way round.
+    """
     if config.pooler and not wanted.pooler:
         config, state = drop_pooler(state, config)
     if config.vocab == len(STRIPPED) and wanted.vocab == len(FULL):
         config, state = grow_vocabulary(state, config, torch.Generator().manual_seed(0))
+    if config.vocab == len(FULL) and wanted.vocab == len(STRIPPED):
+        state, config = with_vocabulary(state, config, STRIPPED), replace(config, vocab=len(STRIPPED))
     return config, state
 
 

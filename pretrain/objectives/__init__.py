@@ -21,3 +21,9 @@ OBJECTIVES: dict[str, tuple[type[Any], type[Any]]] = {
     "msa": (MSAConfig, MSA),
     "reactivity": (ReactivityConfig, Reactivity),
 }
+
+
+def for_release(config: Any) -> Any:
+    """The objective of this configuration as releases and their cards need it: files of words may be gone by then."""
+    _, objective_class = OBJECTIVES[config.name]
+    return getattr(objective_class, "without_files", objective_class)(config)

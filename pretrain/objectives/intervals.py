@@ -12,7 +12,7 @@ is 0.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ import xxhash
 from data import randomness
 from data.alphabet import ALPHABETS, NUCLEOTIDES
 from data.formats.motifs import MotifWords, read_motifs
-from data.framed_rows import FramedRowMaker, FramedRows
+from data.framed_rows import INDICATOR, FramedRowMaker, FramedRows
 from data.loader import Moment
 from data.masking.corruption import Corruption
 from data.masking.engine import Engine, Packed
 from data.masking.levels import LevelChoice
-from data.masking.options import WordOptions
+from data.masking.options import MIX, LevelWeights, WordOptions
 from data.masking.pairs import partners
 from data.masking.statistics import describe
 from data.masking.words import WordScanner
@@ -84,6 +84,14 @@ class Intervals(MaskedObjective):
             {level: WordScanner(words.words, mined.words) for level, (words, mined) in self.words.items()},
             config.topup,
         )
+
+    @classmethod
+    def without_files(cls, config: IntervalsConfig) -> Intervals:
+        """Without motif files, which may be gone when a run is released: with the rows, tokens and description of
+        ``config``, but only single bases are masked."""
+        objective = cls(replace(config, levels=LevelWeights(base=1, span=0, motif=0), schedule=MIX, stages=[]))
+        objective.config = config
+        return objective
 
     def token_lengths(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[n] tokens that sequences of these lengths are planned with: with a type, which some of them will lack."""
@@ -148,8 +156,10 @@ class Intervals(MaskedObjective):
 
     @property
     def type_ids(self) -> npt.NDArray[np.int64]:
-        """The tokens of types that are trained on, in the order of their ids; none for an alphabet without types."""
-        tokens, indicator = self.alphabet.tokens, self.alphabet.ids.get(INDICATOR, len(self.alphabet))
+        """The tokens of types that are trained on, in the order of their ids; none where no types are appended."""
+        tokens, indicator = self.alphabet.tokens, len(self.alphabet)
+        if self.config.type_token.append:
+            indicator = self.alphabet.ids[INDICATOR]
         allowed = {type_token(name) for name in self.config.type_token.types} or set(tokens)
         return np.array([i for i in range(indicator + 1, len(tokens)) if tokens[i] in allowed], dtype=np.int64)
 

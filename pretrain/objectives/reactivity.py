@@ -10,7 +10,7 @@ function of its key; the corpus is never written to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,38 +26,11 @@ from data.reactivity import Profile
 from data.reactivity_filter import SampleFilter
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
-from pretrain.objectives.masked import refuse
+from pretrain.objectives.reactivity_config import ReactivityConfig, Samples, check
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-WEIGHTINGS = ("none", "log_signal_to_noise", "clipped_signal_to_noise", "error")
-SAMPLINGS = ("all", "signal_to_noise")
-
-
-@dataclass
-class Samples:
-    """Which samples of the training split a stage trains on (data/reactivity_filter.py)."""
-
-    classes: str = "clean+dirty+noisy"  # of those three, joined by +
-    threshold: float = 1.0  # of signal-to-noise: clean where all channels are above it, dirty where some are
-    min_signal_to_noise: float | None = None  # of the best channel
-    drop_libraries: list[str] = field(default_factory=list)  # by the start of their names
-    min_length: int = 0  # nucleotides
-    max_length: int = 0  # nucleotides; 0 for no limit
-
-
-@dataclass
-class ReactivityConfig:
-    name: str = "reactivity"
-    channels: list[str] = field(default_factory=lambda: ["2A3", "DMS"])  # in the order of the model's outputs
-    samples: Samples = field(default_factory=Samples)
-    min_signal_to_noise: float = 1.0  # channels of a sample below it are not trained on
-    flip: float = 0.5  # probability of reading a sample backwards; above 0, prediction averages both directions
-    weighting: str = "none"  # of a channel of a sample: none, or what signal-to-noise or the errors say (see _weights)
-    sampling: str = "all"  # signal_to_noise: an epoch leaves out samples the more often the noisier they are
-    noise: float = 0.0  # standard deviations of the measured error that are added to targets before they are clipped
-    flank_5: int = 0  # nucleotides at the 5' end that are not trained on
-    flank_3: int = 0  # and at the 3' end
+__all__ = ["ProfileBatch", "Reactivity", "ReactivityConfig", "Samples", "cost"]
 
 
 @dataclass
@@ -92,7 +65,7 @@ class Reactivity:
     COUNTS = ("targets",)
 
     def __init__(self, config: ReactivityConfig):
-        _check(config)
+        check(config)
         self.config, self.alphabet = config, RIBONANZANET
         self._pad = RIBONANZANET.ids["N"]
 
@@ -114,6 +87,25 @@ class Reactivity:
             raise DataError(
                 f"{corpus.path}: has the channels {', '.join(corpus.channels)}, but objective.channels is "
                 f"{', '.join(self.config.channels)}; set it to those of the corpus, in their order."
+            )
+
+    def require(self, settings: Recipe) -> None:
+        """Raises PretrainError unless the recipe's model can be trained on these channels, as it is meant to be."""
+        model, channels = settings.model, self.config.channels
+        if settings.compute.compile:
+            raise PretrainError(
+                "compute.compile=true is refused for reactivity: torch.compile fails on pairs of nucleotides whose "
+                "number changes from batch to batch; set compute.compile=false"
+            )
+        if getattr(model, "special_tokens", False):
+            raise PretrainError(
+                "model.special_tokens=true is for reading and writing weights of others: profiles have no value at "
+                "<cls> and <eos>, so they would stay untrained; set model.special_tokens=false"
+            )
+        if getattr(model, "channels", len(channels)) != len(channels):
+            raise PretrainError(
+                f"model.channels is {model.channels}, but objective.channels are {', '.join(channels)}; give as many "
+                "channels in both"
             )
 
     def plain(self, letters: list[npt.NDArray[np.uint8]]) -> list[Profile]:
@@ -140,15 +132,25 @@ class Reactivity:
         value counts, whatever its signal (spec 4).
         """
         training = moment != Moment.last()
+        if training and self.config.sampling == "signal_to_noise":
+            shares = np.array([kept_share(profile) for profile in profiles])
+            taken = np.flatnonzero(self._draw("sample", keys) < shares).tolist()
+            profiles, keys = [profiles[i] for i in taken], keys[taken]
         if not profiles:
-            nothing = [np.zeros((1, len(self.config.channels)), np.float32)]
-            return self._padded([np.full(1, ord("N"), np.uint8)], nothing, nothing, np.zeros(1, dtype=bool))
+            return self._nothing()
         told = [
             self._target(profile, key if training else None)
             for profile, key in zip(profiles, keys[:, None], strict=True)
         ]
         flip = (self._draw("flip", keys) < self.config.flip) & training
         return self._padded([p.letters for p in profiles], [t for t, _ in told], [w for _, w in told], flip)
+
+    def _nothing(self) -> ProfileBatch:
+        """One N without a target, which counts for no nucleotide: a rank with nothing to do takes part all the same."""
+        zero = [np.zeros((1, len(self.config.channels)), np.float32)]
+        batch = self._padded([np.full(1, ord("N"), np.uint8)], zero, zero, np.zeros(1, dtype=bool))
+        batch.nucleotides = np.zeros(1, dtype=np.int64)
+        return batch
 
     def _target(self, profile: Profile, key: npt.NDArray[np.uint64] | None) -> tuple[F32, F32]:
         """(clipped values [L, C], weights [L, C]) of a sample; without key as validation sees it."""
@@ -159,11 +161,8 @@ class Reactivity:
             weights *= self._weights(profile)
             weights[: config.flank_5] = 0
             weights[max(len(weights) - config.flank_3, 0) :] = 0
-            if config.sampling == "signal_to_noise" and self._draw("sample", key) >= kept_share(profile):
-                weights[:] = 0
-            if config.noise > 0:
-                values = values + config.noise * profile.errors * self._normal(values.shape, key)
-                weights[np.isnan(values)] = 0  # a value without error
+            if config.noise > 0:  # where the error is known
+                values = values + config.noise * np.nan_to_num(profile.errors) * self._normal(values.shape, key)
         return np.clip(np.nan_to_num(values), 0, 1).astype(np.float32), weights
 
     def _weights(self, profile: Profile) -> F32:
@@ -174,7 +173,7 @@ class Reactivity:
             return enough * np.clip(np.log1p(np.maximum(ratio, 0)), 0, 10)
         if self.config.weighting == "clipped_signal_to_noise":
             return enough * np.clip(ratio, 0.5, 1)
-        if self.config.weighting == "error":  # half at an error of 0.25, about the spread of the values themselves
+        if self.config.weighting == "error":  # 0 where it is unknown
             return enough * np.nan_to_num(1 / (1 + (profile.errors / 0.25) ** 2)).astype(np.float32)
         return enough
 
@@ -268,7 +267,7 @@ def cost(lengths: I64) -> I64:
 
     Time and memory have a part that grows with the length, one with its square (pairs) and one with its cube (triangle
     updates). The weights are those of the published size's forward pass (models/ribonanzanet_cost.py): 177
-    nucleotides cost 2,768, and 457 cost 23,464.
+    nucleotides cost 2,769, and 457 cost 23,464.
     """
     length = lengths.astype(np.float64)
     return np.ceil(length * (1 + length / 15.3 + (length / 101) ** 2)).astype(np.int64)
@@ -284,21 +283,3 @@ def reversed_places(lengths: I64, longest: int) -> Tensor:
     """[B, L] int64: where to read each place from so that the real part of every row is reversed and padding stays."""
     place, length = np.arange(longest)[None], lengths[:, None]
     return torch.from_numpy(np.where(place < length, length - 1 - place, place).astype(np.int64))
-
-
-def _check(config: ReactivityConfig) -> None:
-    if not config.channels or len(set(config.channels)) != len(config.channels):
-        refuse("channels", config.channels, "one or more different names")
-    if not 0 <= config.flip <= 1:
-        refuse("flip", config.flip, "a probability")
-    if config.weighting not in WEIGHTINGS:
-        refuse("weighting", config.weighting, f"one of {', '.join(WEIGHTINGS)}")
-    if config.sampling not in SAMPLINGS:
-        refuse("sampling", config.sampling, f"one of {', '.join(SAMPLINGS)}")
-    for key in ("noise", "flank_5", "flank_3"):
-        if getattr(config, key) < 0:
-            refuse(key, getattr(config, key), "0 or more")
-    try:
-        SampleFilter.of(config.samples.classes)
-    except DataError as error:
-        raise PretrainError(f"objective.samples.classes: {error}") from error

@@ -300,12 +300,12 @@ def test_when_every_checkpoint_lacks_a_file_nothing_starts_from_zero(again, run)
     assert len(steps_on_disk(run / "checkpoints")) == 3
 
 
-@pytest.mark.parametrize("where", ["header", "weights", "recipe.yaml"])
-def test_a_flipped_byte_in_a_checkpoint(again, run, where) -> None:
-    path = step_path(run, 6) / "recipe.yaml" if where == "recipe.yaml" else state_file(run, 6)
+@pytest.mark.parametrize("where", ["header", "weights", "recipe.yaml", MANIFEST])
+def test_a_flipped_byte_in_a_named_checkpoint(again, run, where) -> None:
+    path = step_path(run, 6) / where if where in ("recipe.yaml", MANIFEST) else state_file(run, 6)
     flip(path, 40 if where == "header" else path.stat().st_size // 2)
     before = content(run / "checkpoints")
-    require_refused(again, str(path), ranks=2)
+    require_refused([*again, f"run.resume={step_path(run, 6)}"], str(path), ranks=2)
     assert content(run / "checkpoints") == before
 
 
@@ -318,7 +318,7 @@ def test_a_damaged_manifest_of_a_checkpoint(new, run, damage) -> None:
         "cut": whole[: len(whole) // 2],
         "empty": "",
         "another kind": "[1, 2]",
-        "another format": whole.replace('"format": 1', '"format": 99'),
+        "another format": whole.replace('"format": 2', '"format": 99'),
         "a key less": json.dumps(less),
     }
     path.write_text(texts[damage])

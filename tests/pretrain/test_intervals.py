@@ -211,14 +211,14 @@ def test_the_faithful_preset_always_shows_the_type_and_never_asks_for_it(motifs)
 
 
 def test_types_of_a_corpus_map_to_their_tokens_and_unknown_ones_to_none(motifs):
-    found = dict(zip(TYPES, objective(motifs)._type_tokens(list(TYPES)).tolist(), strict=True))
+    found = dict(zip(TYPES, objective(motifs).type_tokens(list(TYPES)).tolist(), strict=True))
     assert found["miRNA"] == MIRNA == 38
     assert found["RNase_MRP_RNA"] == 29
     assert found["autocatalytically_spliced_intron"] == RNAERNIE.ids["[autocatalyticallysplicedintron]"]
     assert found["vault_RNA"] == 56
     assert sorted(i for i in found.values() if i >= 0) == list(range(29, 57))  # every type of the vocabulary
     assert [name for name, i in found.items() if i < 0][:4] == ["unknown", "circRNA", "mRNA", "riboswitch"]
-    some = objective(motifs, type_token={"types": ["pre_miRNA", "tRNA"]})._type_tokens(list(TYPES))
+    some = objective(motifs, type_token={"types": ["pre_miRNA", "tRNA"]}).type_tokens(list(TYPES))
     assert sorted(TYPES[i] for i in np.flatnonzero(some >= 0)) == ["pre_miRNA", "tRNA"]
 
 

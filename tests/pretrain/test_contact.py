@@ -1,0 +1,88 @@
+"""A rank that is gone is named; what is no loss of contact keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+
+import pytest
+import torch
+
+from pretrain.contact import LOST_CONTACT, LostContact, is_lost_contact, lost_ranks, sentence, told_when_lost
+from pretrain.distributed import Peer, World
+from pretrain.errors import PretrainError
+from tests.ranks import QUICK, finish, start
+
+HERE = socket.gethostname()
+CLOSED = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:38535. "
+    "This is typically caused by a remote worker crashing."
+)
+SILENT = "[/pytorch/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to complete"
+
+
+def world(*peers: Peer) -> World:
+    return World(0, len(peers), 0, 1, torch.device("cpu"), peers)
+
+
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_dead_process_of_this_host_is_the_lost_rank() -> None:
+    peers = [Peer(HERE, "127.0.0.1", os.getpid()), Peer(HERE, "127.0.0.1", os.getppid())]
+    assert lost_ranks(world(*peers), CLOSED) == []
+    assert lost_ranks(world(*peers, Peer(HERE, "127.0.0.1", dead_process())), CLOSED) == [2]
+
+
+def test_a_rank_that_has_ended_and_is_not_waited_for_counts_as_dead() -> None:
+    with subprocess.Popen(["true"]) as process:
+        time.sleep(0.2)
+        peers = [Peer(HERE, "", os.getpid()), Peer(HERE, "", process.pid)]
+        assert lost_ranks(world(*peers), SILENT) == [1]
+
+
+def test_ranks_of_another_host_are_found_by_its_address() -> None:
+    peers = [Peer(HERE, "10.0.0.1", os.getpid()), *(Peer("node7", "10.0.0.7", pid) for pid in (11, 12))]
+    assert lost_ranks(world(*peers, Peer("node8", "10.0.0.8", 11)), CLOSED) == [1, 2]
+    assert lost_ranks(world(*peers), SILENT) == []
+    text = sentence(world(*peers[:2]), CLOSED, 10)
+    assert text.startswith(
+        "rank 0 lost contact with rank 1 (process 11 on node7): Connection closed by peer [10.0.0.7]"
+    )
+    assert "did not answer for 0.5 minutes (compute.timeout_minutes)" in sentence(world(*peers), SILENT, 0.5)
+
+
+@pytest.mark.parametrize("text", [CLOSED, SILENT, "NCCL error: remote process exited or there was a network error"])
+def test_errors_of_collectives_are_lost_contact(text) -> None:
+    peers = (Peer(HERE, "", os.getpid()), Peer("elsewhere", "", 1))
+    with pytest.raises(LostContact) as raised, told_when_lost(world(*peers), 10):
+        raise RuntimeError(text)
+    assert raised.value.exit_code == LOST_CONTACT
+
+
+@pytest.mark.parametrize("text", ["shapes [2, 3] and [4] do not fit", "CUDA error: the launch timed out", "timeout"])
+def test_other_errors_are_not(text) -> None:
+    assert not is_lost_contact(RuntimeError(text))
+    with pytest.raises(RuntimeError, match=text[:6]), told_when_lost(world(*[Peer(HERE, "", 1)] * 2), 10):
+        raise RuntimeError(text)
+
+
+def test_one_rank_alone_cannot_lose_contact() -> None:
+    with pytest.raises(RuntimeError) as raised, told_when_lost(world(Peer(HERE, "", 1)), 10):
+        raise RuntimeError(CLOSED)
+    assert not isinstance(raised.value, PretrainError)
+
+
+def test_a_rank_whose_others_never_come_ends_with_a_sentence(synthetic_corpus, tmp_path) -> None:
+    arguments = [*QUICK, f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "compute.timeout_minutes=0.05"]
+    begun = time.monotonic()
+    ((code, _, err),) = finish(start(arguments, ranks=1, env={"WORLD_SIZE": "2"}), timeout=60)
+    assert time.monotonic() - begun < 60
+    assert code == 2
+    assert "rank 0 of 2 could not meet the others" in err
+    assert "Traceback" not in err
