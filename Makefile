@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick soak lint clean
 
 demo: $(VENV)/installed
 	test -d corpora/demo || python launch/prepare.py synthetic --sequences 24000 --to corpora/demo validation_fraction=0.05
@@ -12,11 +12,16 @@ demo: $(VENV)/installed
 	python launch/report.py runs/demo
 	python launch/export.py runs/demo --to release/demo --overwrite
 
+# Two files of tests at a time; those of the commands alone, since launchers share a port.
 test: $(VENV)/installed-dev
-	pytest
+	pytest -n 2 --dist loadfile --ignore tests/launch -m "not soak"
+	pytest tests/launch -m "not soak"
 
 quick: $(VENV)/installed-dev
-	pytest -m "not slow"
+	pytest -n 2 --dist loadfile -m "not slow and not soak"
+
+soak: $(VENV)/installed-dev
+	pytest -m soak
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -35,10 +35,12 @@ def split_over_ranks(costs: npt.ArrayLike, ranks: int) -> list[I64]:
     return [np.array(indices, dtype=np.int64) for indices in chosen]
 
 
-def fill_micro_batches(lengths: npt.ArrayLike, budget: int) -> list[I64]:
+def fill_micro_batches(lengths: npt.ArrayLike, budget: int, padded: bool = False) -> list[I64]:
     """Cut samples that are sorted by descending length into runs of at most ``budget`` tokens.
 
     lengths: [n] tokens per sample, descending, so that a run holds similar lengths and a padding kernel wastes little.
+    ``padded``: each counts as the longest of its run, since memory is that of the padded batch, and a run ends before
+    the first that costs less than half of the longest, since every one would be computed on as if it cost that.
     Returns positions into ``lengths`` per micro-batch. Raises DataError when one sample alone exceeds the budget.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -48,6 +50,8 @@ def fill_micro_batches(lengths: npt.ArrayLike, budget: int) -> list[I64]:
             f"batch.tokens_per_micro_batch = {budget}; "
             "raise it or lower objective.max_tokens"
         )
+    if padded:
+        return _padded_runs(lengths, budget)
     ends = np.cumsum(lengths)
     runs, start, before = [], 0, 0
     while start < len(lengths):
@@ -57,16 +61,30 @@ def fill_micro_batches(lengths: npt.ArrayLike, budget: int) -> list[I64]:
     return runs
 
 
-def plan_step(lengths: npt.ArrayLike, ranks: int, tokens_per_micro_batch: int, alone: bool = False) -> list[list[I64]]:
+def _padded_runs(lengths: I64, budget: int) -> list[I64]:
+    runs, start = [], 0
+    while start < len(lengths):
+        longest = int(lengths[start])
+        similar = int(np.searchsorted(-lengths, -longest / 2, side="right"))
+        stop = min(similar, start + max(budget // max(longest, 1), 1))
+        runs.append(np.arange(start, stop))
+        start = stop
+    return runs
+
+
+def plan_step(
+    lengths: npt.ArrayLike, ranks: int, tokens_per_micro_batch: int, alone: bool = False, padded: bool = False
+) -> list[list[I64]]:
     """Micro-batches of every rank: ``plan[rank][micro_batch]`` holds indices into ``lengths``, longest first.
 
     lengths: [n] tokens per sample of the step. All ranks get the same number of micro-batches; the last ones of a rank
-    may be empty arrays. ``alone``: one sample per micro-batch. Raises DataError as ``fill_micro_batches`` does.
+    may be empty arrays. ``alone``: one sample per micro-batch. ``padded`` and DataError as in
+    ``fill_micro_batches``.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     plan = []
     for mine in split_over_ranks(lengths, ranks):
-        runs = fill_micro_batches(lengths[mine], tokens_per_micro_batch)
+        runs = fill_micro_batches(lengths[mine], tokens_per_micro_batch, padded)
         if alone:
             runs = [np.array([i]) for i in range(len(mine))]
         plan.append([mine[run] for run in runs])

@@ -45,6 +45,7 @@ class Objective(Protocol):
     """What the loader asks of an objective (pretrain/objectives)."""
 
     one_per_micro_batch: bool  # samples are not packed together
+    # An objective that has a true `padded` pads the samples of a micro-batch to the longest (data/layout.py).
 
     def read(self, corpus: Any, ids: I64) -> Any:
         """The samples' content, a list."""
@@ -111,7 +112,8 @@ class StepPlanner:
         costs = self.objective.costs(self.corpus, ids)
         keys = sample_keys(self.order.seed, epochs, ids)
         moment = Moment(number, local / max(self.steps, 1), randomness.key(self.order.seed, "step", local))
-        mine = layout.plan_step(costs, self.ranks, self.budget, self.objective.one_per_micro_batch)[self.rank]
+        alone, padded = self.objective.one_per_micro_batch, getattr(self.objective, "padded", False)
+        mine = layout.plan_step(costs, self.ranks, self.budget, alone, padded)[self.rank]
         return Step(
             number=number,
             micro_batches=[

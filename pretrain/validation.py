@@ -45,7 +45,8 @@ class HeldOut:
     def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
         """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""
         costs = self.objective.costs(self.corpus, self.ids)
-        for chosen in layout.plan_step(costs, ranks, self.budget, self.objective.one_per_micro_batch)[rank]:
+        alone, padded = self.objective.one_per_micro_batch, getattr(self.objective, "padded", False)
+        for chosen in layout.plan_step(costs, ranks, self.budget, alone, padded)[rank]:
             samples = self.objective.read(self.corpus, self.ids[chosen])
             yield chosen, self.objective.collate(samples, self._keys[chosen], Moment.last())
 

@@ -62,6 +62,7 @@ class Reactivity:
     kind = "reactivity"
     data_fingerprint = ""  # what a filter takes is part of the view's
     one_per_micro_batch = False
+    padded = True
     COUNTS = ("targets",)
 
     def __init__(self, config: ReactivityConfig):

@@ -93,3 +93,25 @@ def test_a_sequence_beyond_the_budget_is_named_with_both_numbers_and_the_keys_to
     sentence = r"2000 tokens, more than batch.tokens_per_micro_batch = 1024; raise it or lower objective.max_tokens"
     with pytest.raises(DataError, match=sentence):
         plan_step([5, 2000, 7], 2, 1024)
+
+
+def test_padded_micro_batches_count_the_longest_and_hold_similar_costs():
+    costs = [900, 800, 500, 449, 300, 225, 224, 100]
+    # 900 alone leaves room for one more of 2,000; below half of 900 a run ends, and so on.
+    runs = [run.tolist() for run in fill_micro_batches(costs, 2000, padded=True)]
+    assert runs == [[0, 1], [2, 3, 4], [5, 6], [7]]
+    assert [run.tolist() for run in fill_micro_batches(costs, 900, padded=True)] == [[0], [1], [2], [3, 4], [5, 6], [7]]
+    assert fill_micro_batches([], 900, padded=True) == []
+    with pytest.raises(DataError, match="one sequence of the step has 900"):
+        fill_micro_batches(costs, 899, padded=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_padded_plan_stays_within_the_budget_and_wastes_less_than_half(ranks):
+    costs = np.random.default_rng(0).integers(50, 2000, 200)
+    plan = plan_step(costs, ranks, 5000, padded=True)
+    batches = [costs[chosen] for mine in plan for chosen in mine if len(chosen)]
+    assert all(len(batch) * batch.max() <= 5000 for batch in batches)
+    assert all(2 * batch.min() >= batch.max() for batch in batches)
+    assert sorted(i for mine in plan for chosen in mine for i in chosen.tolist()) == list(range(200))
+    assert len({len(mine) for mine in plan}) == 1
