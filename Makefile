@@ -12,10 +12,9 @@ demo: $(VENV)/installed
 	python launch/report.py runs/demo
 	python launch/export.py runs/demo --to release/demo --overwrite
 
-# Two files of tests at a time; those of the commands alone, since launchers share a port.
+# Two files of tests at a time.
 test: $(VENV)/installed-dev
-	pytest -n 2 --dist loadfile --ignore tests/launch -m "not soak"
-	pytest tests/launch -m "not soak"
+	pytest -n 2 --dist loadfile -m "not soak"
 
 quick: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile -m "not slow and not soak"

@@ -26,6 +26,7 @@ from data.alignment_scan import DROP_REASONS, AlignmentTally, Entry, described_c
 from data.alignment_shards import AlignmentShard, AlignmentShardWriter, alignment_index
 from data.alignment_split import choose
 from data.corpus import silent
+from data.errors import DataError
 from data.manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -56,6 +57,7 @@ def prepare_alignments(config: AlignmentConfig, progress: Progress = silent) -> 
             shutil.rmtree(built, ignore_errors=True)
             built.mkdir()
             entries, tallies = scan(config, files, spool, progress)
+            _require_some(config, entries, tallies)
             held_out, told = choose(config, entries)
             shards = _write(config, entries, held_out, spool, built, progress)
             with open(built / INDEX, "wb") as file:
@@ -67,6 +69,16 @@ def prepare_alignments(config: AlignmentConfig, progress: Progress = silent) -> 
         manifest = read_manifest(built)
         publish(built, output)
     return manifest
+
+
+def _require_some(config: AlignmentConfig, entries: list[Entry], tallies: list[AlignmentTally]) -> None:
+    """Raises DataError that tells why alignments were left out, if all were."""
+    if not entries:
+        why = [f"{reason.replace('_', ' ')}: {where}" for t in tallies for reason, where in t.first_dropped.items()]
+        raise DataError(
+            f"{config.name}: no alignment is left after filtering ({'; '.join(why[:3]) or 'the sources hold none'}); "
+            "check min_depth, min_columns, max_columns, exclude and the sources."
+        )
 
 
 def _write(

@@ -2,9 +2,9 @@
 
 MMseqs2's clusters depend on the order of its input, and a little on chance: where two sequences match on both strands
 alike, it breaks the tie at random (version 14: 2 % of 290 k real sequences changed clusters between two runs). So a
-clustering is an artefact. Whether from MMseqs2 or from a table, it is kept in the corpus as `clustering.npy`: the hash of every
-distinct sequence and the number of its cluster's first member. So it can be given again (`clusters.table` = that
-corpus), and the same partition gives the same corpus wherever it came from: what a table calls a cluster, or its
+clustering is an artefact. Whether from MMseqs2 or from a table, it is kept in the corpus as `clustering.npy`: the hash
+of every distinct sequence and the number of its cluster's first member. So it can be given again (`clusters.table` =
+that corpus), and the same partition gives the same corpus wherever it came from: what a table calls a cluster, or its
 representative, does not matter. A sequence without a cluster is an error unless the config asks for singletons.
 """
 

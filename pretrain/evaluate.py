@@ -38,7 +38,7 @@ from pretrain.distributed import OtherRankFailed, World, rank_of_environment
 from pretrain.engine import Engine
 from pretrain.errors import PretrainError
 from pretrain.initialise import load_initial, own_checkpoint
-from pretrain.objectives import OBJECTIVES
+from pretrain.objectives import for_release
 from pretrain.objectives.reactivity import Reactivity, cost
 from pretrain.opening import VALIDATIONS, Place
 
@@ -120,7 +120,7 @@ def open_trained(path: Path, config: str | None = None) -> Trained:
         load_initial(model, dataclasses.replace(settings, init_from=str(path)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = _InPrecision(model, device, bf16=settings.compute.precision != "fp32").to(device).eval()
-    objective = OBJECTIVES[settings.objective.name][1](settings.objective)
+    objective = for_release(settings.objective)
     if hasattr(objective, "require"):
         objective.require(settings)
     return Trained(name, sha256, settings, objective, module)

@@ -230,7 +230,7 @@ def _time(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumptio
     compute, micro_batches, balance, largest = [], [], [], 0
     for drawn in samples.drawn:
         flops = model.flops(drawn.shapes)
-        layout = plan_step(drawn.costs, ranks, budget, samples.alone)
+        layout = plan_step(drawn.costs, ranks, budget, samples.alone, samples.padded)
         work = np.array([[flops[batch].sum() for batch in mine] for mine in layout])  # [ranks, micro-batches]
         # Ranks wait for each other in every micro-batch where its backward pass has collectives, else in the step.
         busiest = work.max(axis=0).sum() if stage >= 2 else work.sum(axis=1).max()

@@ -53,6 +53,12 @@ class Samples:
     assumed: str | None = None  # what was assumed in place of a corpus
 
     @property
+    def padded(self) -> bool:
+        """Whether the samples of a micro-batch are padded to the longest."""
+        _, objective_class = OBJECTIVES[self.settings.objective.name]
+        return bool(getattr(objective_class, "padded", False))
+
+    @property
     def sequences(self) -> int:
         return int(self.settings.batch.sequences)
 

@@ -176,7 +176,7 @@ class Intervals(MaskedObjective):
         return self._batch(rows, asked, np.full(len(asked), self._mask_id))
 
     def describe(self, corpus: Any, sequences: int = DESCRIBED) -> dict[str, Any]:
-        """What the levels do to the first ``sequences`` of a corpus (which was shuffled when it was built).
+        """What the levels do to ``sequences`` of a corpus or mixture, spread over all of it.
 
         Warnings are logged as well.
 
@@ -185,7 +185,8 @@ class Intervals(MaskedObjective):
         left out by reason}}, warnings}. The numbers always come from the same sequences and masks, so those of runs on
         one corpus compare.
         """
-        ids = np.arange(min(sequences, corpus.count))
+        n = min(sequences, corpus.count)
+        ids = np.arange(n) * corpus.count // n  # spread, so that every corpus of a mixture is seen
         keys = randomness.keys(randomness.key("describe"), ids)
         samples = self.read(corpus, ids)
         rows = self._rows.rows([sample.letters for sample in samples], keys, np.full(len(ids), -1))

@@ -26,14 +26,14 @@ def prepare(source: Path, to: Path, *options: str) -> int:
         ("ragged.sto", HEAD + "a ACGU\nb ACG\n//\n", r"\(RF1\): row 2 \(b\) has 3 columns, the first row \(a\) has 4"),
         ("ragged.a3m", ">a\nACGU\n>b\nACgG\n", r"row 2 \(b\) has 3 columns once insertions are removed"),
         ("ragged.afa", ">a\nACGU\n>b\nACG\n", r"row 2 \(b\) has 3 columns"),
-        ("one.sto", HEAD + "a ACGU\n//\n", r"no alignment is left after filtering; check min_depth"),
-        ("one.a3m", ">a\nACGU\n", r"no alignment is left after filtering; check min_depth"),
+        ("one.sto", HEAD + "a ACGU\n//\n", r"no alignment is left after filtering \(too shallow"),
+        ("one.a3m", ">a\nACGU\n", r"no alignment is left after filtering \(too shallow"),
         (
             "zero.sto",
             HEAD + "a ----\nb ....\n//\n",
-            r"no alignment is left after filtering; check min_depth, min_columns",
+            r"no alignment is left after filtering \(too narrow",
         ),
-        ("zero.a3m", ">a\n>b\n", r"no alignment is left after filtering; check min_depth, min_columns"),
+        ("zero.a3m", ">a\n>b\n", r"no alignment is left after filtering \(too narrow"),
         (
             "protein.sto",
             HEAD + "a MKLEFPQ\nb MKLEFPQ\n//\n",

@@ -24,7 +24,7 @@ from tests.launch.test_launchers import shell
 from tests.pretrain import faults
 from tests.ranks import PRETRAIN, QUICK, ROOT, last, logged_steps, losses, pretrain_well, records, same_bits, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 BIN = Path(sys.executable).parent
 FAULTS = Path(faults.__file__)

@@ -97,7 +97,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_and_loses_nothing(base, whol
 
 def test_ctrl_c_saves_and_a_second_one_interrupts_at_once(base) -> None:
     arguments, run = [*base[0], "run.name=impatient"], base[1] / "impatient"
-    (rank,) = slowed(arguments, 1, seconds=1.0)
+    (rank,) = slowed(arguments, 1, seconds=4.0)  # both signals must come within one step
     wait_for(lambda: logged_steps(run) >= 1)
     rank.send_signal(signal.SIGINT)
     time.sleep(0.1)
