@@ -37,7 +37,7 @@ def nan_loss(where: str) -> None:
 
 def kill_in_save(where: str) -> None:
     """`kill_in_save=RANK:STEP:PLACE`: the rank kills itself while step STEP is saved, at one of the places below."""
-    from pretrain import checkpoint
+    from pretrain import saving
 
     rank, step, place = where.split(":")
 
@@ -46,7 +46,7 @@ def kill_in_save(where: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def dying(name: str, applies, after: bool = False) -> None:
-        plain = getattr(checkpoint, name)
+        plain = getattr(saving, name)
 
         def patched(*arguments):
             if after:
@@ -55,30 +55,61 @@ def kill_in_save(where: str) -> None:
                 die()
             return None if after else plain(*arguments)
 
-        setattr(checkpoint, name, patched)
+        setattr(saving, name, patched)
 
     partial = f".step-{int(step):08d}.partial"
     if place == "before-write":
         dying("save_file", lambda tensors, path: partial in path)
     elif place == "torn-write":
 
-        def torn(tensors, path, plain=checkpoint.save_file):
+        def torn(tensors, path, plain=saving.save_file):
             plain(tensors, path)
             if partial in str(path) and int(os.environ["RANK"]) == int(rank):
                 os.truncate(path, path.stat().st_size // 2)
                 die()
 
-        checkpoint.save_file = torn
+        saving.save_file = torn
     elif place == "before-hash":
         dying("file_sha256", lambda path: partial in path)
     elif place == "before-manifest":
-        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST))
+        dying("_write_text", lambda path, text: partial in path and path.endswith(saving.MANIFEST))
     elif place == "before-rename":
-        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST), after=True)
+        dying("_write_text", lambda path, text: partial in path and path.endswith(saving.MANIFEST), after=True)
     elif place == "before-rotate":
         dying("rotate", lambda directory, keep, permanent: (Path(directory) / f"step-{int(step):08d}").is_dir())
     else:
         raise SystemExit(f"no place {place}")
+
+
+def slow_save(seconds: str) -> None:
+    """`slow_save=SECONDS`: writing a rank's file takes so much longer, as on a slow disk."""
+    import time
+
+    from pretrain import saving
+
+    plain = saving.save_file
+
+    def save_file(tensors, path):
+        time.sleep(float(seconds))
+        plain(tensors, path)
+
+    saving.save_file = save_file
+
+
+def full_disk_at(step: str) -> None:
+    """`full_disk_at=STEP`: from the save of that step on, no rank can write its file."""
+    import errno
+
+    from pretrain import saving
+
+    plain = saving.save_file
+
+    def save_file(tensors, path):
+        if int(path.parent.name.split("-")[1].split(".")[0]) >= int(step):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(tensors, path)
+
+    saving.save_file = save_file
 
 
 def no_file_above(size: str) -> None:
@@ -197,7 +228,8 @@ def dump_state(path: str) -> None:
     Trainer._conclude = conclude
 
 
-FAULTS = (nan_loss, kill_in_save, no_file_above, slow_steps, hang, spike, slow_validation, print_config, dump_state)
+FAULTS = (nan_loss, kill_in_save, slow_save, full_disk_at, no_file_above, slow_steps, hang, spike, slow_validation)
+FAULTS += (print_config, dump_state)
 
 if __name__ == "__main__":
     divide = sys.argv.index("--")

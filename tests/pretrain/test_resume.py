@@ -135,7 +135,7 @@ def test_a_kill_at_any_place_of_a_save_leaves_a_usable_checkpoint(command, whole
 
 def test_a_kill_between_saving_and_validating_loses_no_validation(command, whole) -> None:
     arguments, run = command("unvalidated")
-    slow = ["slow_validation=1", "--", *arguments]
+    slow = ["slow_validation=1", "--", *arguments, "checkpoint.background=false"]
     ranks = start(slow, ranks=2, script=FAULTS)
     wait_for(lambda: newest_step(run) == 6 and logged_steps(run) == 6)
     time.sleep(0.3)
