@@ -14,8 +14,17 @@ from types import FrameType
 RESUBMIT = 75  # exit code (EX_TEMPFAIL): saved, start the same command again
 
 
+_launchers_at_start: list[int] | None = None
+
+
 def end_when_asked() -> None:
-    """Let SIGTERM and SIGUSR1 end this process with RESUBMIT: it has not begun, so starting again loses nothing."""
+    """Let SIGTERM and SIGUSR1 end this process with RESUBMIT: it has not begun, so starting again loses nothing.
+
+    Also notes which launchers are above this process. Call it before anything slow: one that is killed while this
+    process imports would otherwise not be missed, and the run go on without it.
+    """
+    global _launchers_at_start
+    _launchers_at_start = _launchers()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os._exit(RESUBMIT))
 
@@ -28,7 +37,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._launchers = _launchers()
+        self._launchers = _launchers() if _launchers_at_start is None else _launchers_at_start
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 

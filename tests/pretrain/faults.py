@@ -263,6 +263,9 @@ FAULTS = (
 )
 
 if __name__ == "__main__":
+    from pretrain.signals import end_when_asked
+
+    end_when_asked()  # as launch/pretrain.py does: before faults import what is slow
     divide = sys.argv.index("--")
     launcher = [argument for argument in sys.argv[1:divide] if argument.startswith("--local_rank")]
     for fault in sys.argv[1 + len(launcher) : divide]:

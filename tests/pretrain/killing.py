@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.pretrain import faults
 from tests.ranks import ROOT, Rank, start
 
 FAULTS = Path(faults.__file__)
-DEEPSPEED, TORCHRUN, DIRECT = "deepspeed", "torchrun", "ranks alone"
+DEEPSPEED, TORCHRUN, OUR_TORCHRUN, DIRECT = "deepspeed", "torchrun", "our torchrun", "ranks alone"
 LAUNCHER, CHILD, ONE_RANK, ALL = "launcher", "launcher's child", "one rank", "everything"
 WAYS = [
     *((DEEPSPEED, victim) for victim in (LAUNCHER, CHILD, ONE_RANK, ALL)),  # the command starts the real launcher
@@ -46,6 +47,9 @@ class Started:
         commands = {
             DEEPSPEED: [BIN / "deepspeed", "--num_gpus", ranks, "--master_port", free_port(), FAULTS],
             TORCHRUN: [BIN / "torchrun", "--nproc-per-node", ranks, "--standalone", FAULTS],
+            OUR_TORCHRUN: [
+                *(sys.executable, ROOT / "launch" / "torchrun.py", "--nproc-per-node", ranks, "--standalone", FAULTS)
+            ],
         }
         if how == DIRECT:
             self._ranks = start(arguments, ranks, script=FAULTS)
@@ -69,8 +73,11 @@ class Started:
         running = {} if self._launcher.poll() is not None else {self._launcher.pid: LAUNCHER}
         return running | {pid: environment.get("RANK", CHILD) for pid, environment in below.items()}
 
-    def kill(self, victim: str, draw: float) -> str:
-        """SIGKILL; ``draw`` in [0, 1) chooses among ranks. Returns who was killed; what is not there yet is not."""
+    def kill(self, victim: str, draw: float, number: int = signal.SIGKILL) -> str:
+        """Send a signal; ``draw`` in [0, 1) chooses among ranks. Returns who got it.
+
+        Where the victim is not there yet, all that is there gets it.
+        """
         running = self.processes()
         if victim == ALL:
             chosen = sorted(running, key=lambda pid: running[pid] != LAUNCHER)
@@ -81,7 +88,7 @@ class Started:
             chosen = [pid for pid, what in running.items() if what == victim] or [*running]
         for pid in chosen:
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             except ProcessLookupError:
                 continue
         return ", ".join(running[pid] for pid in chosen)
