@@ -5,6 +5,7 @@ Faults live here, not in the product. Each takes its value as text and patches t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
@@ -214,6 +215,24 @@ def write_state(trainer, path: str) -> None:
         save_file(tensors, path, metadata={"optimizer_steps": str(engine.optimizer_steps)})
 
 
+def vanish_in_save(where: str) -> None:
+    """`vanish_in_save=STEP:DIRECTORY:TO`: when rank 1 comes to write its file of that step, DIRECTORY is renamed."""
+    from pretrain import checkpoint as module
+
+    with contextlib.suppress(ImportError):
+        from pretrain import saving as module  # type: ignore[no-redef]
+
+    step, directory, to = where.split(":")
+    plain = module.save_file
+
+    def save_file(tensors, path):
+        if f".step-{int(step):08d}.partial" in str(path) and os.environ["RANK"] == "1":
+            os.rename(directory, to)
+        plain(tensors, path)
+
+    module.save_file = save_file
+
+
 def note_samples(path: str) -> None:
     """`note_samples=FILE`: every rank appends {rank, ranks, step, samples} once a step is done; steps from 1."""
     import json
@@ -259,6 +278,7 @@ FAULTS = (
     print_config,
     dump_state,
     dump_restored,
+    vanish_in_save,
     note_samples,
 )
 

@@ -156,16 +156,19 @@ def kill_once(
     how, victim, moment = kind
     attempt = Attempt(newest_step(run), ranks, next_notes(run), moment)
     here = f"{kind}, {ranks} ranks at stage {stage}, from step {attempt.begins}"
-    left = set(partial_saves(run))
+    left, limit = set(partial_saves(run)), time.monotonic() + PATIENCE
     started = Started(
         how, run.name, with_faults(attempt.notes, arguments, ranks, stage), ranks, attempt.notes.with_suffix(".txt")
     )
 
     def until(condition: Callable[[], object]) -> None:
-        limit = time.monotonic() + PATIENCE
-        while not condition():
-            assert started.processes(), f"ended before it was killed: {here}\n{started.told()}"
-            assert time.monotonic() < limit, f"waited in vain: {here}\n{started.told()}"
+        for turn in itertools.count():
+            if condition():
+                return
+            if turn % 100 == 0:
+                assert started.processes(), f"ended before it was killed: {here}\n{started.told()}"
+                assert time.monotonic() < limit, f"waited in vain: {here}\n{started.told()}"
+            time.sleep(0.003)
 
     if moment == STARTING:
         time.sleep(chance.uniform(0, 1.5 if how == DIRECT else 8))
