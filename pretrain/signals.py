@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 RESUBMIT = 75  # exit code (EX_TEMPFAIL): saved, start the same command again
-
-
 _launchers_at_start: list[int] | None = None
 
 
@@ -38,6 +39,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._launchers = _launchers() if _launchers_at_start is None else _launchers_at_start
+        self._lost = _launcher_was_lost()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -48,23 +50,64 @@ class StopRequest:
 
     def requested(self) -> bool:
         """Looked at between steps: a killed `deepspeed` command leaves its workers running unless they notice."""
-        if self.reason is None and self._launchers and _launchers(len(self._launchers)) != self._launchers:
-            self.reason = "the launcher is gone"
+        if self.reason is None:
+            changed = self._launchers and _launchers(len(self._launchers)) != self._launchers
+            if changed or self._lost:
+                self.reason = "the launcher is gone"
         return self.reason is not None
 
 
 def _launchers(most: int = 2) -> list[int]:
     """Process ids of the DeepSpeed or torchrun processes above this one, nearest first; none for plain python."""
     found: list[int] = []
+    for above in islice(_ancestors(), most):
+        command = b"\0".join(above.command)
+        if above.pid == 1 or not (b"deepspeed" in command or b"torchrun" in command or b"torch.distributed" in command):
+            break
+        found.append(above.pid)
+    return found
+
+
+def _launcher_was_lost() -> bool:
+    """Whether a launcher started this process and was killed before this process could look.
+
+    torchrun and DeepSpeed say in the environment that they start a process, and are Python themselves: if there is no
+    Python above, they are gone. Likewise `deepspeed` above its launch.py, to which it gives a level for its log; the
+    launch.py of another node, which pdsh starts, has none.
+    """
+    if not {"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & os.environ.keys():
+        return False
+    ancestors = list(_ancestors())
+    if not ancestors:  # this system has no /proc
+        return False
+    pythons = [above for above in ancestors if above.is_python]
+    if not pythons:
+        return True
+    local = b"deepspeed.launcher.launch" in pythons[0].command and any(
+        argument.startswith(b"--log_level=") for argument in pythons[0].command
+    )
+    return local and len(pythons) == 1
+
+
+class _Ancestor(NamedTuple):
+    pid: int
+    command: list[bytes]
+    is_python: bool  # as far as this user may know
+
+
+def _ancestors() -> Iterator[_Ancestor]:
+    """The processes above this one, nearest first."""
     parent = os.getppid()
-    while len(found) < most and parent > 1:
+    while parent > 0:
+        folder = Path(f"/proc/{parent}")
         try:
-            command = Path(f"/proc/{parent}/cmdline").read_bytes()
-            status = Path(f"/proc/{parent}/stat").read_text()
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            status = (folder / "stat").read_text()
         except OSError:  # it ended meanwhile, or this system has no /proc
             break
-        if b"deepspeed" not in command and b"torchrun" not in command and b"torch.distributed" not in command:
-            break
-        found.append(parent)
+        try:
+            interpreter = os.readlink(folder / "exe")
+        except OSError:  # another user's
+            interpreter = ""
+        yield _Ancestor(parent, command, "python" in os.path.basename(interpreter))
         parent = int(status.rpartition(")")[2].split()[1])
-    return found
