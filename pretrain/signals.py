@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,18 +18,28 @@ from typing import NamedTuple
 
 RESUBMIT = 75  # exit code (EX_TEMPFAIL): saved, start the same command again
 _launchers_at_start: list[int] | None = None
+_begun = threading.Event()
 
 
 def end_when_asked() -> None:
-    """Let SIGTERM and SIGUSR1 end this process with RESUBMIT: it has not begun, so starting again loses nothing.
+    """Let SIGTERM, SIGUSR1 and the loss of the launcher end this process with RESUBMIT: starting again loses nothing.
 
-    Also notes which launchers are above this process. Call it before anything slow: one that is killed while this
-    process imports would otherwise not be missed, and the run go on without it.
+    For as long as there is nothing to save: until the first StopRequest. Call it before anything slow, so that a
+    launcher that is killed while this process imports, or looks for ranks that were never started, is missed.
     """
     global _launchers_at_start
     _launchers_at_start = _launchers()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os._exit(RESUBMIT))
+    if _launchers_at_start or _says_launched():
+        threading.Thread(target=_end_without_launcher, name="launcher", daemon=True).start()
+
+
+def _end_without_launcher() -> None:
+    while not _begun.wait(1.0):
+        if _launchers_changed(_launchers_at_start or []) or _launcher_was_lost():
+            print("the launcher is gone; training had not begun", file=sys.stderr, flush=True)
+            os._exit(RESUBMIT)
 
 
 class StopRequest:
@@ -40,6 +52,7 @@ class StopRequest:
         self.reason: str | None = None
         self._launchers = _launchers() if _launchers_at_start is None else _launchers_at_start
         self._lost = _launcher_was_lost()
+        _begun.set()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -50,10 +63,8 @@ class StopRequest:
 
     def requested(self) -> bool:
         """Looked at between steps: a killed `deepspeed` command leaves its workers running unless they notice."""
-        if self.reason is None:
-            changed = self._launchers and _launchers(len(self._launchers)) != self._launchers
-            if changed or self._lost:
-                self.reason = "the launcher is gone"
+        if self.reason is None and (self._lost or _launchers_changed(self._launchers)):
+            self.reason = "the launcher is gone"
         return self.reason is not None
 
 
@@ -68,6 +79,15 @@ def _launchers(most: int = 2) -> list[int]:
     return found
 
 
+def _launchers_changed(before: list[int]) -> bool:
+    return bool(before) and _launchers(len(before)) != before
+
+
+def _says_launched() -> bool:
+    """Whether torchrun or DeepSpeed started this process, by the environment."""
+    return bool({"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & os.environ.keys())
+
+
 def _launcher_was_lost() -> bool:
     """Whether a launcher started this process and was killed before this process could look.
 
@@ -75,10 +95,8 @@ def _launcher_was_lost() -> bool:
     Python above, they are gone. Likewise `deepspeed` above its launch.py, to which it gives a level for its log; the
     launch.py of another node, which pdsh starts, has none.
     """
-    if not {"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & os.environ.keys():
-        return False
-    ancestors = list(_ancestors())
-    if not ancestors:  # this system has no /proc
+    ancestors = list(_ancestors()) if _says_launched() else []
+    if not ancestors:  # or this system has no /proc
         return False
     pythons = [above for above in ancestors if above.is_python]
     if not pythons:
