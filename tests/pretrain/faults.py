@@ -36,6 +36,37 @@ def nan_loss(where: str) -> None:
     MLM.loss, Trainer.run = loss, run
 
 
+def infinite_gradient(where: str) -> None:
+    """`infinite_gradient=RANK:FIRST:LAST`: on one rank a gradient of these steps overflows, its loss being finite."""
+    import torch
+
+    from pretrain.objectives.mlm import MLM
+    from pretrain.trainer import Trainer
+
+    class Overflowing(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("inf")
+
+    rank, first, last = map(int, where.split(":"))
+    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
+
+    def run(self):
+        trainers.append(self)
+        return plain_run(self)
+
+    def loss(self, model, batch):
+        total, counts = plain_loss(self, model, batch)
+        wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
+        return Overflowing.apply(total) if wrong else total, counts
+
+    MLM.loss, Trainer.run = loss, run
+
+
 def kill_in_save(where: str) -> None:
     """`kill_in_save=RANK:STEP:PLACE`: the rank kills itself while step STEP is saved, at one of the places below."""
     from pretrain import checkpoint
@@ -269,6 +300,7 @@ def note_samples(path: str) -> None:
 
 FAULTS = (
     nan_loss,
+    infinite_gradient,
     kill_in_save,
     no_file_above,
     slow_steps,
