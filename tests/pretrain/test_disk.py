@@ -26,6 +26,8 @@ from tests.ranks import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 FAULTS = Path(faults.__file__)
 STEPS = 40
 
@@ -76,7 +78,10 @@ def fill(directory: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("saving", [5, 0], ids=["a checkpoint", "the log alone"])
+@pytest.mark.parametrize(
+    "saving",
+    [pytest.param(5, id="a checkpoint"), pytest.param(0, id="the log alone", marks=pytest.mark.soak)],
+)
 def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_loses_nothing_saved(
     settings, whole, small_disk, saving
 ) -> None:
@@ -96,6 +101,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_loses_nothing_sav
     assert same_bits(last(run), last(whole))
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_for_a_while_costs_no_record(settings, whole, small_disk) -> None:
     arguments, run = [*settings, f"run.directory={small_disk}"], small_disk / "run"
     ranks = slowed(arguments)
@@ -117,7 +123,12 @@ def test_a_disk_that_is_full_for_a_while_costs_no_record(settings, whole, small_
 
 
 @pytest.mark.parametrize(
-    "vanishing", ["run", "run/checkpoints", pytest.param("run/checkpoints/.step-00000010.partial", id="partial")]
+    "vanishing",
+    [
+        pytest.param("run", marks=pytest.mark.soak),
+        pytest.param("run/checkpoints", marks=pytest.mark.soak),
+        pytest.param("run/checkpoints/.step-00000010.partial", id="partial"),
+    ],
 )
 def test_a_directory_that_vanishes_during_a_save_ends_the_run_with_a_sentence(
     settings, whole, tmp_path, vanishing

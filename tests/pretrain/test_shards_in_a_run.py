@@ -67,8 +67,17 @@ def training(corpora, tmp_path) -> Callable[[str], tuple[list, list[str], list[P
     return begin
 
 
-@pytest.mark.parametrize("change", [cut, overwrite])
-@pytest.mark.parametrize("model", ["rinalmo", "rnamsm", "ribonanzanet"])
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("rinalmo", cut),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("rnamsm", cut), ("ribonanzanet", overwrite)]),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in [("rinalmo", overwrite), ("rnamsm", overwrite), ("ribonanzanet", cut)]
+        ),
+    ],
+)
 def test_a_shard_that_changes_ends_the_run_with_a_sentence(training, tmp_path, model, change) -> None:
     ranks, _, shards = training(model)
     for shard in shards:
@@ -81,6 +90,7 @@ def test_a_shard_that_changes_ends_the_run_with_a_sentence(training, tmp_path, m
     assert f"ended: {told.removeprefix('error: ')}" in "".join(log.read_text() for log in run.glob("logs/*.log"))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("change", [replace, remove, copy_again])
 @pytest.mark.parametrize("model", ["rinalmo", "rnamsm"])
 def test_a_shard_whose_content_stays_reachable_does_not(training, tmp_path, corpora, model, change) -> None:
