@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from data import prepare_config, structured
 from data.alignment_columns import COLUMNS, QUERIES, ColumnRules
@@ -81,15 +81,8 @@ class AlignmentConfig:
 
 def load_alignment_config(file: str | Path | None, overrides: Sequence[str] = (), **given: Any) -> AlignmentConfig:
     """Schema defaults < YAML file < ``given`` < ``key=value`` overrides. Raises DataError."""
-    layers: list[tuple[str, Any]] = []
-    if file is not None:
-        layers.append((str(file), structured.read_yaml(Path(file))))
-    if given:
-        layers.append(("the command line", OmegaConf.create(given)))
-    layers.append(("the command line", structured.read_overrides(overrides)))
-    config = structured.merge(AlignmentConfig(), layers)
-    assert isinstance(config, AlignmentConfig)
-    check(str(file) if file is not None else "the command line", config)
+    config: AlignmentConfig = structured.load(AlignmentConfig(), file, overrides, given)
+    check(structured.named(file), config)
     return config
 
 

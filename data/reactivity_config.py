@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from data import structured
 from data.errors import DataError
@@ -94,15 +94,8 @@ class ReactivityConfig:
 
 def load_reactivity_config(file: str | Path | None, overrides: Sequence[str] = (), **given: Any) -> ReactivityConfig:
     """Schema defaults < YAML file < ``given`` < ``key=value`` overrides. Raises DataError."""
-    layers: list[tuple[str, Any]] = []
-    if file is not None:
-        layers.append((str(file), structured.read_yaml(Path(file))))
-    if given:
-        layers.append(("the command line", OmegaConf.create(given)))
-    layers.append(("the command line", structured.read_overrides(overrides)))
-    config = structured.merge(ReactivityConfig(), layers)
-    assert isinstance(config, ReactivityConfig)
-    check(str(file) if file is not None else "the command line", config)
+    config: ReactivityConfig = structured.load(ReactivityConfig(), file, overrides, given)
+    check(structured.named(file), config)
     return config
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from data.errors import DataError
 
+COMMAND_LINE = "the command line"
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -68,6 +69,18 @@ def read_overrides(arguments: Sequence[str]) -> DictConfig:
         raise DataError(
             f"the arguments {' '.join(arguments)} cannot be read: {' '.join(str(error).split())}"
         ) from error
+
+
+def load(schema: Any, file: str | Path | None, overrides: Sequence[str], given: Mapping[str, Any]) -> Any:
+    """Schema defaults < YAML file < ``given`` < ``key=value`` overrides. Raises DataError."""
+    layers: list[tuple[str, Any]] = [] if file is None else [(str(file), read_yaml(Path(file)))]
+    layers += [(COMMAND_LINE, OmegaConf.create(dict(given)))] if given else []
+    return merge(schema, [*layers, (COMMAND_LINE, read_overrides(overrides))])
+
+
+def named(file: str | Path | None) -> str:
+    """How an error calls what a configuration came from."""
+    return COMMAND_LINE if file is None else str(file)
 
 
 def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also: Sequence[str] = ()) -> Any:

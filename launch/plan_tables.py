@@ -133,7 +133,8 @@ def _run_table(found: Plan) -> Table:
 
     whole(
         "checkpoint",
-        f"{found.checkpoint / 1e9:.2f} GB, {_seconds(found.save_seconds)} s at {found.assumptions.disk:g} GB/s",
+        f"{found.checkpoint / 1e9:.2f} GB, {_seconds(found.save_seconds)} s at {found.assumptions.disk:g} GB/s"
+        f" (training waits {_seconds(found.wait_seconds)} s)",
     )
     if found.checkpoints is not None and found.checkpoints_kept is not None:
         kept = found.checkpoints_kept

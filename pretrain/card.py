@@ -71,7 +71,7 @@ def model_card(
         "pipeline_tag": "fill-mask" if library and masked else None,
         "mask_token": mask if masked else None,
         "widget": [{"example_title": "tRNA", "text": f"GCGGAUUUAGCUCAGUU{mask}GGGAGAGCGCCAGACUG"}] if masked else None,
-        "base_model": origin["init_from"] if origin and _is_hub_id(origin["init_from"]) else None,
+        "base_model": origin["init_from"] if origin and _is_hub_id(origin) else None,
     }
     sections = [
         "---",
@@ -188,7 +188,7 @@ def _origin(origin: dict[str, Any] | None, settings: Recipe, licence: str | None
     if origin is None:
         return text + f"\nTrained from new weights (seed {settings.run.seed}).\n"
     while origin is not None:
-        source = origin["init_from"] if _is_hub_id(origin["init_from"]) else Path(origin["init_from"]).name
+        source = origin["init_from"] if _is_hub_id(origin) else Path(origin["init_from"]).name
         stated = f"`{origin['licence']}`" if origin["licence"] else "not stated there"
         text += f"\nTraining started from `{source}`, whose licence is {stated}.{_terms(source)}\n"
         origin = origin["before"]
@@ -205,8 +205,13 @@ def _terms(source: str) -> str:
     return ""
 
 
-def _is_hub_id(source: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
+def _is_hub_id(origin: dict[str, Any]) -> bool:
+    """As it was when training started: a local directory may be gone by the time of the release."""
+    source: str = origin["init_from"]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) is None:
+        return False
+    local: bool = origin["local"] if "local" in origin else Path(source).exists()  # older checkpoints do not say
+    return not local
 
 
 def _table(rows: dict[str, object]) -> str:

@@ -4,35 +4,27 @@ A checkpoint is a directory `step-00001200/` with `checkpoint.json`, the run's `
 per rank that wrote it. A file holds fragments: the key `exp_avg|blocks.0.attn.out.weight|4096` is the part of that
 tensor, flattened, that begins at place 4096. Any number of ranks at any stage reads just the fragments it needs.
 
-Every rank writes what it owns, without communication; rank 0 then writes the manifest with the files' hashes and
-renames the directory into place. A crash at any moment leaves the old checkpoints as they were.
-
-The manifest also holds its own hash and is canonical JSON, so a changed byte anywhere in a checkpoint is noticed.
+The manifest holds the hash of every file and of itself and is canonical JSON, so a changed byte anywhere is noticed.
+How a checkpoint is written, and old ones removed, is in pretrain/saving.py.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
-import hashlib
 import json
 import logging
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.manifest import file_sha256, sealed
-from data.publish import sync_directory, sync_file
 from pretrain.distributed import World
-from pretrain.engine import Engine, Fragment
+from pretrain.engine import Engine
 from pretrain.errors import PretrainError
 
 FORMAT = 2  # 2: checkpoint.json holds its own hash
@@ -60,95 +52,6 @@ class Progress:
     optimizer_steps: int = 0
     origin: dict[str, Any] | None = None  # what init_from gave: see pretrain/initialise.py:origin_of
     tracker: dict[str, str] = field(default_factory=dict)  # ids of external trackers, so that a resumed run is one run
-
-
-def save(directory: Path, engine: Engine, progress: Progress, recipe_yaml: str, world: World) -> Path:
-    """Write `directory/step-NNNNNNNN`, all ranks together; returns its path.
-
-    Raises PretrainError on every rank, leaving older checkpoints and no partial one, when any rank cannot write.
-    """
-    final = directory / f"step-{progress.step:08d}"
-    partial = directory / f".{final.name}.partial"
-    progress.optimizer_steps = engine.optimizer_steps
-    world.together(lambda: _prepare(directory, partial) if world.first else None)
-    try:
-        files = world.gather(world.together(lambda: _write_share(partial, engine, world)))
-        manifest = {
-            "format": FORMAT,
-            "progress": asdict(progress),
-            "shapes": {name: list(shape) for name, shape in engine.shapes.items()},
-            "written_by": {"ranks": world.ranks, "zero_stage": engine.stage},
-            "files": files,
-            "recipe_sha256": hashlib.sha256(recipe_yaml.encode()).hexdigest(),
-        }
-        world.together(lambda: _publish(partial, final, manifest, recipe_yaml) if world.first else None)
-    except BaseException:
-        if world.first:
-            with contextlib.suppress(OSError):  # what made saving fail may fail this too; the next save removes it
-                _remove(partial)
-        raise
-    return final
-
-
-def _prepare(directory: Path, partial: Path) -> None:
-    try:
-        _remove(partial)
-        directory.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise _unwritable(partial, error) from error
-
-
-def _unwritable(path: Path, error: Exception) -> PretrainError:
-    return PretrainError(
-        f"the checkpoint {path} cannot be written ({error}); earlier checkpoints are untouched: free disk space or "
-        "mend the directory, and start the same command again"
-    )
-
-
-def _write_share(partial: Path, engine: Engine, world: World) -> dict[str, Any]:
-    """This rank's file; returns its manifest entry."""
-    tensors: dict[str, Tensor] = {}
-    for part in _owned(engine, world):
-        for kind, values in ((WEIGHT, part.master), *part.states.items()):
-            tensors[f"{kind}|{part.name}|{part.start}"] = values.detach().to("cpu", torch.float32, copy=True)
-    path = partial / f"state-{world.rank:05d}-of-{world.ranks:05d}.safetensors"
-    try:
-        save_file(tensors, path)
-        sync_file(path)
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(path, error) from error
-
-
-def _owned(engine: Engine, world: World) -> Iterator[Fragment]:
-    """Fragments that this rank writes. Where every rank holds everything, each writes an equal part of the whole."""
-    if engine.stage > 0:
-        yield from engine.fragments()
-        return
-    total = sum(fragment.master.numel() for fragment in engine.fragments())
-    low, high = total * world.rank // world.ranks, total * (world.rank + 1) // world.ranks
-    passed = 0
-    for fragment in engine.fragments():
-        n = fragment.master.numel()
-        a, b = max(low - passed, 0), min(high - passed, n)
-        passed += n
-        if a < b:
-            states = {kind: values[a:b] for kind, values in fragment.states.items()}
-            yield Fragment(fragment.name, a, fragment.master[a:b], states)
-
-
-def _publish(partial: Path, final: Path, manifest: dict[str, Any], recipe_yaml: str) -> None:
-    """Write the manifest and rename into place, durably. A checkpoint of the same step (it was damaged) is replaced."""
-    try:
-        _write_text(partial / RECIPE, recipe_yaml)
-        _write_text(partial / MANIFEST, sealed(manifest).decode())
-        sync_directory(partial)
-        _remove(final)
-        partial.rename(final)
-        sync_directory(final.parent)
-    except OSError as error:
-        raise _unwritable(final, error) from error
 
 
 class Checkpoint:
@@ -332,38 +235,10 @@ def newest(directory: Path) -> Checkpoint | None:
     return None
 
 
-def rotate(directory: Path, keep: int, permanent_every: int | None) -> None:
-    """Remove all but the ``keep`` newest complete checkpoints and the permanent ones, and what a killed save left.
-
-    An incomplete one among those kept does not count and stays, for a person to look at.
-    """
-    superseded, complete = list(directory.glob(".step-*.partial")), 0
-    for step, path in steps_on_disk(directory):
-        if complete >= keep and (permanent_every is None or step % permanent_every != 0):
-            superseded.append(path)
-        complete += _is_complete(path)
-    for path in superseded:
-        try:
-            _remove(path)
-        except OSError as error:
-            log.warning("the old checkpoint %s cannot be removed (%s)", path, error)
-
-
-def _is_complete(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint with all its files; their contents are not read."""
     try:
         Checkpoint(path)
     except PretrainError:
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    """Remove a directory such that a kill in between cannot leave something that looks complete."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    if path.exists():
-        shutil.rmtree(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")  # whatever the locale: hashes are of UTF-8
-    sync_file(path)

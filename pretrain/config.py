@@ -125,6 +125,7 @@ class ValidationConfig:
 class CheckpointConfig:
     every_steps: int = 1000  # 0: only at the end and when stopped
     every_minutes: float | None = None  # additionally, by the clock
+    background: bool = True  # a thread writes a copy in memory while training goes on; false: training waits
     keep: int = 3  # newest ones kept
     permanent_every_steps: int | None = None  # checkpoints at multiples of this are never removed
 

@@ -90,6 +90,13 @@ class World:
             raise OtherRankFailed(failed[0][1])
         raise problem  # type: ignore[misc]
 
+    def meet(self, problem: Exception | None = None, stopping: bool = False) -> bool:
+        """Before work that all do together: whether any rank is ``stopping``. Fails on all if any has a ``problem``."""
+        stopped, failing = self.sum([stopping, problem is not None])
+        if failing:
+            self.fail_together(problem)
+        return bool(stopped)
+
     def require_same(self, value: str, what: str) -> None:
         """Refuse to go on when ranks disagree on ``value``: a node that sees other files would train on other data."""
         values = self.gather(value)

@@ -168,7 +168,7 @@ def evaluate(
         if training is not None:
             validation.learn_from(training)
         world = World(0, 1, 0, 1, next(trained.module.parameters()).device)
-        report = validation.run(cast(Engine, trained.module), world, lambda: False)
+        report = validation.run(cast(Engine, trained.module), world, world.meet)
         assert report is not None
         yield Evaluated(trained, report, validation.references(training) if training is not None else {})
 

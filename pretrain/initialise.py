@@ -69,7 +69,7 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, Any]:
 
 
 def origin_of(source: Path, named: str) -> dict[str, Any]:
-    """Where the weights in ``source`` come from: {"init_from", "licence", "before"}.
+    """Where the weights in ``source`` come from: {"init_from", "local", "licence", "before"}.
 
     ``before`` is the origin of the run that made them, if that is one of ours which started from other weights; their
     licence then goes on to apply. ``named`` is how the recipe called the source.
@@ -77,7 +77,7 @@ def origin_of(source: Path, named: str) -> dict[str, Any]:
     own = own_checkpoint(source)
     before = own.progress.origin if own else None
     licence = stated_licence(source) if own is None else (before or {}).get("licence")
-    return {"init_from": named, "licence": licence, "before": before}
+    return {"init_from": named, "local": Path(named).exists(), "licence": licence, "before": before}
 
 
 def stated_licence(path: Path) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pretrain import recipe
@@ -29,6 +31,32 @@ def introduce_run(
         f"rank{'s' * (world.ranks > 1)} ({world.device.type}, {settings.compute.precision}, ZeRO "
         f"{settings.deepspeed.zero_stage}); {total_steps:,} steps; {origin}"
     )
+
+
+def introduce_checkpoints(console: Console, settings: Recipe, world: World, directory: Path, size: float) -> None:
+    """How large they are and how many there will be at a time; a warning where the disk has no room for them.
+
+    ``size`` in bytes, of one. One more than are kept is there while it is written.
+    """
+    own = settings.checkpoint
+    when = [f"every {own.every_steps:,} steps"] if own.every_steps else []
+    when += [f"every {own.every_minutes:g} minutes"] if own.every_minutes is not None else []
+    kept = f"{own.keep} kept" + (" and the permanent ones" if own.permanent_every_steps else "")
+    console.say(f"  checkpoints of {_gigabytes(size)} {' and '.join([*when, 'at the end'])}, {kept}")
+    if not world.first:
+        return
+    there = sum(file.stat().st_size for file in directory.glob("step-*/*"))
+    room, needed = shutil.disk_usage(directory if directory.exists() else directory.parent).free, size * (own.keep + 1)
+    if needed - there > room:
+        log.warning(
+            "checkpoints need %s (%d kept, and one being written), but the disk of %s has %s left; free some, set "
+            "run.directory, or lower checkpoint.keep",
+            *(_gigabytes(needed - there), own.keep, directory, _gigabytes(room)),
+        )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def introduce_stage(console: Console, tracker: Tracker | None, world: World, stage: Stage, step: int) -> None:

@@ -19,6 +19,7 @@ class Meter:
     def __init__(self, world: World, counts: tuple[str, ...]):
         """``counts``: names of what an objective counts besides loss and weight."""
         self.world, self.names = world, counts
+        self._first_at, self._steps_after = 0.0, -1  # of this process's first step, which may warm up
         self._uncounted, self._counted_at = 0.0, time.perf_counter()
         self._reset()
 
@@ -45,6 +46,9 @@ class Meter:
     def step(self, step: Step) -> None:
         self._nucleotides += step.nucleotides
         self._steps += 1
+        self._steps_after += 1
+        if not self._steps_after:
+            self._first_at = time.perf_counter()
 
     def cost(self) -> tuple[float, float]:
         """(FLOPs over all ranks, seconds) since the last call, without pauses. All ranks together."""
@@ -70,11 +74,17 @@ class Meter:
         self._reset()
         return record
 
+    @property
+    def seconds_per_step(self) -> float:
+        """Over all steps of this process but the first, without pauses; 0 where there are none yet."""
+        return (time.perf_counter() - self._first_at) / self._steps_after if self._steps_after > 0 else 0.0
+
     def pause(self) -> float:
         """A moment to give back to ``resume`` around work that is not training (validation, saving)."""
         return time.perf_counter()
 
     def resume(self, since: float) -> None:
         away = time.perf_counter() - since
+        self._first_at += away
         self._began += away
         self._counted_at += away

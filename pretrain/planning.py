@@ -21,6 +21,7 @@ from pretrain.planning_network import Network, step_seconds
 from pretrain.planning_samples import Assumed, Samples, stages_of
 
 LARGEST_BUDGET = 2**26
+COPY = 5e9  # bytes per second at which a rank copies what it owns into pinned memory of the host; PCIe 3 has 12e9
 STAGES = (0, 1, 2, 3)
 
 
@@ -109,12 +110,24 @@ class Plan:
         return self.checkpoint / (self.assumptions.disk * 1e9)
 
     @property
+    def wait_seconds(self) -> float:
+        """In which training waits for one checkpoint: all of it, or the copy that is then written in the background.
+
+        Where checkpoints follow each other faster than they are written, training also waits for the one before.
+        """
+        own = self.settings.checkpoint
+        if not own.background:
+            return self.save_seconds
+        between = min(stage.time.seconds for stage in self.stages) * own.every_steps
+        return self.checkpoint / self.ranks / COPY + (max(self.save_seconds - between, 0) if between else 0)
+
+    @property
     def seconds(self) -> float | None:
-        """Of the whole run: steps, and the pauses in which checkpoints are written."""
+        """Of the whole run: steps, the waits for checkpoints, and the last of them whole."""
         if self.steps is None or self.checkpoints is None:
             return None
         training = sum((stage.steps or 0) * stage.time.seconds for stage in self.stages)
-        return training + self.checkpoints * self.save_seconds
+        return training + max(self.checkpoints - 1, 0) * self.wait_seconds + self.save_seconds
 
     @property
     def cost(self) -> float | None:

@@ -45,6 +45,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "cost": found.cost,
         "checkpoint_bytes": found.checkpoint,
         "checkpoint_seconds": found.save_seconds,
+        "checkpoint_wait_seconds": found.wait_seconds,
         "checkpoints_written": found.checkpoints,
         "checkpoints_kept": found.checkpoints_kept,
         "stages": [_stage(stage) for stage in found.stages],

@@ -11,21 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
 from pretrain.console import duration, quantity
 from pretrain.errors import PretrainError
+from pretrain.report_pictures import NOT_DRAWN, draw_curves, draw_throughput, of_kind, series, title
 from pretrain.tracking import Record, read_metrics
-
-TITLES = {
-    "letter_frequencies": "letter frequencies",
-    "markov_2": "order-2 Markov model",
-    "generator_bound": "generator's bound",
-}
 
 
 def write_report(run: Path, to: Path | None = None) -> list[Path]:
@@ -34,83 +23,58 @@ def write_report(run: Path, to: Path | None = None) -> list[Path]:
     Raises PretrainError when the run has no metrics yet.
     """
     metrics = read_metrics(run / "metrics.jsonl")
-    training = [record for record in metrics if record["kind"] == "train" and record["loss"] is not None]
+    training = of_kind(metrics, "train")
     if not training:
         raise PretrainError(f"{run / 'metrics.jsonl'} holds no training step yet; is {run} a run directory?")
-    validation = [record for record in metrics if record["kind"] == "validation"]
-    references = next((record for record in metrics if record["kind"] == "references"), {})
     to = to or run
     to.mkdir(parents=True, exist_ok=True)
     curves, throughput, page = to / "curves.png", to / "throughput.png", to / "report.html"
-    _draw_curves(curves, run.name, training, validation, references)
-    _draw_throughput(throughput, run.name, training)
-    page.write_text(_page(run, training, validation, references, [curves, throughput]), encoding="utf-8")
+    draw_curves(curves, run.name, metrics)
+    draw_throughput(throughput, run.name, training)
+    page.write_text(_page(run, metrics, [curves, throughput]), encoding="utf-8")
     return [curves, throughput, page]
 
 
 def summary(run: Path) -> str:
-    """How far training got, in a few lines: against trivial models and, where it is known, the best possible loss."""
+    """How far training got, in a few lines: against trivial models and, where it is known, the best possible loss.
+
+    Of every corpus that is validated on, the last validation.
+    """
     metrics = read_metrics(run / "metrics.jsonl")
-    validation = [record for record in metrics if record["kind"] == "validation"]
-    references = next((record for record in metrics if record["kind"] == "references"), None)
+    validation = series(of_kind(metrics, "validation"))
     if not validation:
         return "no validation yet"
-    last = validation[-1]
-    lines = [f"validation at step {last['step']}: loss {last['loss']:.4f}, perplexity {last['perplexity']:.3f}"]
-    for key, title in TITLES.items():
-        if references and key in references:
-            lines.append(
-                f"  {title}: loss {references[key]['loss']:.4f}, perplexity {references[key]['perplexity']:.3f}"
-            )
-    if references and "generator_bound" in references:
+    references = series(of_kind(metrics, "references"))
+    return "\n".join(_told(name, found[-1], references.get(name, [{}])[-1]) for name, found in validation.items())
+
+
+def _told(corpus: str, last: Record, references: Record) -> str:
+    of = f" of {corpus}" if corpus else ""
+    lines = [f"validation{of} at step {last['step']}: {_figures(last)}"]
+    for key, values in references.items():
+        if isinstance(values, dict) and "loss" in values:
+            lines.append(f"  {title(key)}: {_figures(values)}")
+    if "generator_bound" in references:
         start, bound = references["letter_frequencies"]["loss"], references["generator_bound"]["loss"]
         share = (start - last["loss"]) / (start - bound)
         lines.append(f"  {share:.0%} of the way from letter frequencies to the best loss that the generator allows")
     return "\n".join(lines)
 
 
-def _draw_curves(path: Path, name: str, training: list[Record], validation: list[Record], references: Record) -> None:
-    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    figure.suptitle(name)
-    _line(loss, training, "loss", "training", color="tab:blue", alpha=0.6)
-    _line(loss, validation, "loss", "validation", color="tab:orange", marker="o")
-    for (key, title), style in zip(TITLES.items(), (":", "--", "-."), strict=True):
-        if key in references:
-            loss.axhline(references[key]["loss"], color="grey", linestyle=style, label=title)
-    loss.set(xlabel="step", ylabel="cross-entropy (nats per masked token)")
-    _line(accuracy, training, "accuracy", "training", color="tab:blue", alpha=0.6)
-    _line(accuracy, validation, "accuracy", "validation", color="tab:orange", marker="o")
-    accuracy.set(xlabel="step", ylabel="accuracy on masked tokens")
-    for axes in (loss, accuracy):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _figures(values: Record) -> str:
+    """The loss and whatever else this objective reports, in words."""
+    shown = [f"loss {values['loss']:.4f}"]
+    if values.get("perplexity") is not None:
+        shown.append(f"perplexity {values['perplexity']:.3f}")
+    for key, value in values.items():
+        own = key.startswith(("loss_", "contact_precision", "type_accuracy")) and key not in NOT_DRAWN
+        if own and value is not None:
+            shown.append(f"{'loss ' * key.startswith('loss_')}{title(key)} {value:.4f}")
+    return ", ".join(shown)
 
 
-def _draw_throughput(path: Path, name: str, training: list[Record]) -> None:
-    figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    figure.suptitle(name)
-    titles = {
-        "nucleotides_per_second": "nucleotides per second",
-        "learning_rate": "learning rate",
-        "gradient_norm": "gradient norm (before clipping)",
-    }
-    for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        _line(axes, training, key, title)
-        axes.set(xlabel="step", ylabel=title, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _line(axes: Axes, records: list[Record], key: str, label: str, **style: Any) -> None:
-    points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), label=label, **style)
-
-
-def _page(run: Path, training: list[Record], validation: list[Record], references: Record, pictures: list[Path]) -> str:
+def _page(run: Path, metrics: list[Record], pictures: list[Path]) -> str:
+    training, validation, saves = (of_kind(metrics, kind) for kind in ("train", "validation", "checkpoint"))
     last = training[-1]
     rows = {
         "Steps": f"{last['step']:,}",
@@ -123,11 +87,13 @@ def _page(run: Path, training: list[Record], validation: list[Record], reference
         "Padding": f"{100 * last['padding']:.1f} %",
         "Skipped steps": last["skipped_steps"],
         "Remaining": duration(last["eta_seconds"]),
+        **_saving(saves),
     }
     parts = [f"<h1>{html.escape(run.name)}</h1>", f"<pre>{html.escape(summary(run))}</pre>", _table(rows)]
     parts += [_picture(path) for path in pictures]
-    if validation and validation[-1].get("types"):
-        parts += ["<h2>Validation by RNA type</h2>", _types_table(validation[-1]["types"])]
+    for name, found in series(validation).items():
+        if found[-1].get("types"):
+            parts += [f"<h2>Validation by RNA type {html.escape(name)}</h2>", _types_table(found[-1]["types"])]
     for name in ("environment.json", "recipe.yaml"):
         if (run / name).is_file():
             parts.append(f"<h2>{name}</h2><pre>{html.escape(_pretty(run / name))}</pre>")
@@ -135,6 +101,18 @@ def _page(run: Path, training: list[Record], validation: list[Record], reference
     title = html.escape(run.name)
     head = f"<meta charset='utf-8'><title>{title}</title><style>{style} img{{max-width:100%}}</style>"
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _saving(saves: list[Record]) -> dict[str, str]:
+    """What checkpoints cost: their size, and for how long training waited for one of them."""
+    if not saves:
+        return {}
+    middle = sorted(saves, key=lambda save: save["waited_seconds"])[len(saves) // 2]
+    seconds, steps = middle["waited_seconds"], middle["waited_steps"]
+    steps = "" if steps is None else f", {steps:.2f} steps"
+    return {
+        "Checkpoints": f"{len(saves)} of {saves[-1]['bytes'] / 1e6:,.1f} MB; training waited {seconds:.3g} s{steps}"
+    }
 
 
 def _types_table(types: dict[str, Record]) -> str:

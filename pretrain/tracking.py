@@ -25,6 +25,7 @@ Record = dict[str, Any]
 METRICS = "metrics.jsonl"
 NEWLINE = b"\n"
 log = logging.getLogger("rnafoundry")
+INTRODUCING = ("references", "masking")  # kinds of records that are written when a stage begins
 
 
 class Tracker:
@@ -40,6 +41,7 @@ class Tracker:
         first_step: int = 0,
     ):
         self.ids = ids  # of external runs; kept in checkpoints
+        self._newest = first_step  # wandb drops what comes with an older step, as a checkpoint's record does
         self._path, self._unwritten = directory / METRICS, b""
         self._file = self._path.open("ab", buffering=0)
         self._wandb = self._start_wandb(directory, config, run_name, recipe) if config.wandb != "disabled" else None
@@ -77,8 +79,9 @@ class Tracker:
         record = {"kind": kind, "step": step, **{key: _finite_or_none(value) for key, value in values.items()}}
         self._append((json.dumps(record) + "\n").encode())
         numbers = dict(_flat(kind, {k: v for k, v in record.items() if k not in ("kind", "step")}))
+        self._newest = max(self._newest, step)
         if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+            self._wandb.log(numbers, step=self._newest)
         if self._tensorboard is not None:
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(name, number, step)
@@ -151,11 +154,16 @@ def last_validation(directory: Path) -> int:
 def forget_after(directory: Path, step: int) -> None:
     """Drop the records that a run continuing after ``step`` steps will write again, atomically.
 
-    At step 0 that is every record: what is written before the first step is written once more.
+    At step 0 that is every record: what is written before the first step is written once more. So is what introduces
+    a stage that begins at ``step``.
     """
+
+    def again(record: Record) -> bool:
+        return step == 0 or record["step"] > step or (record["step"] == step and record["kind"] in INTRODUCING)
+
     path = directory / METRICS
     if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if 0 < step >= record["step"]]
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if not again(record)]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 
 from data import randomness
 from data.loader import Step, prefetched
-from data.secrets import masked_content
-from pretrain import checkpoint, initialise, recipe, run_tokenizer, stages
+from pretrain import recipe, stages
 from pretrain.config import Recipe
 from pretrain.console import Console, duration, quantity
-from pretrain.distributed import USER_ERRORS, OtherRankFailed, World
-from pretrain.engine import Engine, check_deepspeed_config
-from pretrain.errors import PretrainError
+from pretrain.distributed import USER_ERRORS, World
 from pretrain.estimate import cost_of, peak_flops
-from pretrain.introduction import introduce_run, introduce_stage, labels_of
+from pretrain.guard import Guard
+from pretrain.introduction import introduce_checkpoints, introduce_run, introduce_stage, labels_of
 from pretrain.meter import Meter
-from pretrain.run import RunDirectory, require_same_run
+from pretrain.opening_run import open_run
+from pretrain.saving import Saved, Saver
 from pretrain.signals import RESUBMIT, StopRequest
-from pretrain.spikes import LeftOut, SpikeWatch
 from pretrain.stages import Stage
-from pretrain.tracking import Tracker, forget_after, last_validation
 from pretrain.watchdog import COMPUTING, MEETING, READING, SAVING, VALIDATING, Watchdog
 
 log = logging.getLogger("rnafoundry")
@@ -43,76 +38,21 @@ class Trainer:
 
     def __init__(self, settings: Recipe, world: World, stop: StopRequest):
         self.settings, self.world, self.stop = settings, world, stop
-        self.directory = RunDirectory(settings)
-        world.together(self.directory.create if world.first else lambda: None)
-        world.together(lambda: self.directory.start_log(world.rank))
-        fingerprint = world.together(self._open)
-        world.require_same(fingerprint, "corpus fingerprint")
-        found = self.directory.to_resume(settings.run.resume, world)
-        if found is not None:
-            world.together(lambda: self._continue(found, fingerprint))
-        world.together(lambda: check_deepspeed_config(settings))
-        model = world.together(lambda: self._initial_model(found))
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.engine = Engine(model, settings, world)
-        if found is not None:
-            world.together(lambda: found.restore(self.engine))
-        self.skipped_in_a_row = 0
-        self.spikes = SpikeWatch(settings.spikes, self.progress.recent_losses)
-        self.left_out = world.together(lambda: LeftOut(self.directory.path))
-        self.saved_step = self.progress.step if found else -1
+        run = open_run(settings, world)
+        self.directory, self.stages, self.progress, self.engine = run.directory, run.stages, run.progress, run.engine
+        self.tracker, self.parameters, self.origin = run.tracker, run.parameters, run.origin
+        self.validated_step, self.saved_step = run.validated_step, run.progress.step if run.resumed else -1
+        self.total_steps = self.stages[-1].stop
+        self._enter(run.stage)
+        self.guard = Guard(settings, world, run.directory.path, run.progress, run.tracker, self._finish_saving)
         self.peak = peak_flops(settings.compute, world.device)
         self.meter = Meter(world, self.objective.COUNTS)
-        world.together(lambda: self.directory.describe(settings, world) if world.first else None)
-        if found is None or found.path.parent != self.directory.checkpoints:
-            tokenizer = self.objective.alphabet
-            world.together(lambda: run_tokenizer.keep(self.directory.path, tokenizer) if world.first else None)
-        validated = -1
-        if world.first:
-            forget_after(self.directory.path, self.progress.step)
-            validated = last_validation(self.directory.path)
-        self.tracker = world.together(self._start_tracker)
-        self.validated_step = int(world.sum([validated if world.first else 0])[0])
+        keep, permanent = settings.checkpoint.keep, settings.checkpoint.permanent_every_steps
+        self.saver = Saver(self.directory.checkpoints, self.engine, world, keep, permanent, recipe.to_yaml(settings))
         self.console = Console(self.total_steps, self.progress.step, shown=world.first)
-
-    def _start_tracker(self) -> Tracker | None:
-        if not self.world.first:
-            return None
-        settings, name = self.settings, self.settings.run.name
-        directory, progress = self.directory.path, self.progress
-        content = masked_content(recipe.to_dict(settings))
-        return Tracker(directory, settings.tracking, name, content, progress.tracker, progress.step)
-
-    def _open(self) -> str:
-        """Open the data of the run; returns its fingerprint."""
-        self.stages = stages.open_stages(self.settings, self.world)
-        self.total_steps, fingerprint = self.stages[-1].stop, stages.fingerprint(self.stages)
-        self._enter(self.stages[0])
-        self.progress = checkpoint.Progress(step=0, fingerprint=fingerprint)
-        return fingerprint
-
-    def _continue(self, found: checkpoint.Checkpoint, fingerprint: str) -> None:
-        run_tokenizer.require_same(found.path.parent.parent, self.objective.alphabet)
-        for change in require_same_run(found, self.settings, fingerprint):
-            log.warning("continuing with a changed recipe: %s", change)
-        self.progress = found.progress
-        self.progress.fingerprint = fingerprint
-        self._enter(stages.stage_at(self.stages, self.progress.step))
 
     def _enter(self, stage: Stage) -> None:
         self.stage, self.data, self.objective = stage, stage.data, stage.data.objective
-
-    def _initial_model(self, found: checkpoint.Checkpoint | None) -> torch.nn.Module:
-        model = initialise.build_model(self.settings)
-        if found is not None:
-            model.load_state_dict(found.weights())
-            self.origin = f"continuing {found.path} at step {found.progress.step}"
-        elif self.settings.init_from:
-            self.progress.origin = initialise.load_initial(model, self.settings)
-            self.origin = f"weights from {self.settings.init_from}"
-        else:
-            self.origin = f"new weights from seed {self.settings.run.seed}"
-        return model
 
     def run(self) -> int:
         """Train. Returns the exit code: 0 when the budget is used up, 75 when stopped early with everything saved."""
@@ -137,6 +77,8 @@ class Trainer:
         world, progress = self.world, self.progress
         self.saved_at = time.monotonic()
         introduce_run(self.console, self.settings, world, self.parameters, self.total_steps, self.origin)
+        size = 4.0 * self.parameters * (1 + len(self.engine.kinds))
+        introduce_checkpoints(self.console, self.settings, world, self.directory.checkpoints, size)
         self._introduce_stage()
         self._validate_what_a_kill_prevented()
         if self.settings.validation.at_start and progress.step == 0:
@@ -144,18 +86,13 @@ class Trainer:
         for step, problem in self._steps():
             batches = step.micro_batches if step else []
             self._doing(MEETING)
-            weight, tokens, nucleotides, stopping, failing, clock = world.sum(
-                [
-                    sum(batch.weight for batch in batches),
-                    sum(int(batch.lengths[batch.nucleotides > 0].sum()) for batch in batches),
-                    sum(int(batch.nucleotides.sum()) for batch in batches),
-                    self.stop.requested(),
-                    problem is not None,
-                    world.first and self._clock_says_save(),
-                ]
+            stopping, clock, weight, tokens, nucleotides = self._meet(
+                problem,
+                world.first and self._clock_says_save(),
+                sum(batch.weight for batch in batches),
+                sum(int(batch.lengths[batch.nucleotides > 0].sum()) for batch in batches),
+                sum(int(batch.nucleotides.sum()) for batch in batches),
             )
-            if failing:
-                world.fail_together(problem)
             if stopping:
                 return self._stop_early()
             if clock:
@@ -164,7 +101,7 @@ class Trainer:
             assert step is not None
             self._doing(COMPUTING)
             rate = self.stage.learning_rate(step.number)
-            if step.number in self.left_out:
+            if self.guard.leaves_out(step.number):
                 progress.step, progress.left_out_steps = step.number + 1, progress.left_out_steps + 1
                 continue
             step.tokens, step.nucleotides = int(tokens), int(nucleotides)  # planned until now, exact from here
@@ -177,8 +114,9 @@ class Trainer:
             progress.tokens += step.tokens
             self.data.reached(progress.step)
             self.meter.step(step)
-            self._count_skipped(result.applied)
-            if self._is_spike(loss, result.applied) and self._roll_back():
+            self.guard.count_skipped(result.applied)
+            if self.guard.must_roll_back(loss, result.applied):
+                self._close()
                 return RESUBMIT
             if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
                 self._log(step, rate, result.gradient_norm)
@@ -193,8 +131,23 @@ class Trainer:
         self._save()
         if not self._validate():
             return self._stop_early()
+        self._finish_saving()
         self._conclude()
         return DONE
+
+    def _meet(self, problem: Exception | None, *values: float) -> list[float]:
+        """The one collective of a step: whether any rank is asked to stop, and the sums of ``values`` over ranks.
+
+        A failure to read data ends the run on all ranks, with the checkpoint that is being written complete.
+        """
+        asked = [self.stop.requested(), problem is not None, self.saver.settled()]
+        stopping, failing, settled, *sums = self.world.sum([*asked, *values])
+        if failing:
+            self._finish_saving()
+            self.world.fail_together(problem)
+        if settled == self.world.ranks:
+            self._report_saved(self.saver.go_on())
+        return [stopping, *sums]
 
     def _backward(self, step: Step, weight: float) -> float:
         """Gradients of the step's loss; returns its mean over the global batch, or 0 where nobody asks for it."""
@@ -207,37 +160,9 @@ class Trainer:
             self.engine.backward(loss, weight)
             self._measure(batch, loss, counts)
             total += loss.detach()
-        if self.settings.spikes.action == "ignore":
+        if not self.guard.watches_losses:
             return 0.0
         return self.world.sum([float(total)])[0] / max(weight, 1e-12)
-
-    def _is_spike(self, loss: float, applied: bool) -> bool:
-        """Compared with the steps before; all ranks know the same loss. One that is not finite is counted elsewhere."""
-        if self.settings.spikes.action == "ignore" or not applied or not math.isfinite(loss):
-            return False
-        why = self.spikes.sees(loss)
-        self.progress.recent_losses = self.spikes.recent
-        if why is None:
-            return False
-        self.progress.spikes += 1
-        log.warning("step %d is a loss spike: %s", self.progress.step, why)
-        if self.tracker is not None:
-            self.tracker.write("spike", self.progress.step, {"loss": loss})
-        return True
-
-    def _roll_back(self) -> bool:
-        """With `spikes.action=roll_back`: leave the spike out from now on, and end without saving."""
-        settings, stop = self.settings.spikes, self.progress.step
-        if settings.action != "roll_back":
-            return False
-        if len(self.left_out.ranges) >= settings.most:
-            text = f"step {stop} is a loss spike after {settings.most} were left out already; look at the data"
-            raise PretrainError(text) if self.world.first else OtherRankFailed(text)
-        first = max(stop - settings.leave_out_steps, 0)
-        self.world.together(partial(self.left_out.add, first, stop) if self.world.first else lambda: None)
-        log.warning("steps %d to %d are left out; the same command continues the newest checkpoint", first + 1, stop)
-        self._close()
-        return True
 
     def _steps(self) -> Iterator[tuple[Step | None, Exception | None]]:
         """The remaining steps, stage after stage; a failure to read this rank's data comes as the second, once."""
@@ -259,19 +184,6 @@ class Trainer:
             tokens, padded = self.objective.computed(self.settings, batch, self.world.device)
             flops = self.objective.flops(cost_of(self.settings), self.settings.model, batch)
         self.meter.micro_batch(loss, counts, batch.weight, tokens, padded, flops)
-
-    def _count_skipped(self, applied: bool) -> None:
-        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
-        if applied:
-            return
-        self.progress.skipped_steps += 1
-        log.warning("step %d: a gradient is not finite; the step is skipped on all ranks", self.progress.step)
-        if self.skipped_in_a_row >= self.settings.optimizer.stop_after_skipped:
-            text = (
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite (the last is step "
-                f"{self.progress.step}); lower optimizer.learning_rate or start from an earlier checkpoint"
-            )
-            raise PretrainError(text) if self.world.first else OtherRankFailed(text)
 
     def _log(self, step: Step, rate: float, norm: float) -> None:
         self._count_cost()
@@ -312,47 +224,69 @@ class Trainer:
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
     def _save(self) -> None:
-        """Save the current step unless it is saved, then remove old checkpoints."""
+        """Save the current step unless it is saved: from here on, or with all of it done where that is asked for."""
         if self.saved_step == self.progress.step:
             return
         self._count_cost()
-        self._doing(SAVING)
-        paused = self.meter.pause()
-        path = checkpoint.save(
-            self.directory.checkpoints, self.engine, self.progress, recipe.to_yaml(self.settings), self.world
-        )
+        self._finish_saving()
+        with self._not_training(SAVING):
+            self.saver.begin(self.progress)
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
-        if self.world.first:
-            settings = self.settings.checkpoint
-            checkpoint.rotate(self.directory.checkpoints, settings.keep, settings.permanent_every_steps)
-            log.info("saved %s in %.1f s", path, time.perf_counter() - paused)
-        self.meter.resume(paused)
+        if not self.settings.checkpoint.background:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        with self._not_training(SAVING):
+            saved = self.saver.finish()
+        self._report_saved(saved)
+
+    def _report_saved(self, saved: Saved | None) -> None:
+        if saved is None or self.tracker is None:
+            return
+        step = self.meter.seconds_per_step
+        waited = f"{saved.held_up:.2f} s" + (f", {saved.held_up / step:.2f} steps" if step else "")
+        log.info(
+            "saved %s: %.3g GB in %.1f s; training waited %s", saved.path, saved.bytes / 1e9, saved.seconds, waited
+        )
+        record = {"complete_at_step": self.progress.step, "bytes": saved.bytes, "seconds": saved.seconds}
+        record |= {"waited_seconds": saved.held_up, "waited_steps": saved.held_up / step if step else None}
+        self.tracker.write("checkpoint", saved.step, record)
+
+    @contextlib.contextmanager
+    def _not_training(self, what: str) -> Iterator[None]:
+        """Time that does not count as training's."""
+        self._doing(what)
+        paused = self.meter.pause()
+        try:
+            yield
+        finally:
+            self.meter.resume(paused)
 
     def _validate(self) -> bool:
         """Validate the current step unless that was done. Returns False when a stop was asked for meanwhile."""
         if not self.data.validations or self.validated_step == self.progress.step:
             return True
-        paused = self.meter.pause()
         reports = {}
-        for name, validation in self.data.validations.items():
-            report = validation.run(self.engine, self.world, self._validating)
-            if report is None:
-                return False
-            reports[name] = report | labels_of(self.stage, name)
-        self.meter.resume(paused)
+        with self._not_training(VALIDATING):
+            for name, validation in self.data.validations.items():
+                report = validation.run(self.engine, self.world, self._validating)
+                if report is None:
+                    return False
+                reports[name] = report | labels_of(self.stage, name)
         self.validated_step = self.progress.step
         for report in reports.values() if self.tracker else ():
             self.tracker.write("validation", self.progress.step, report)
             self.console.validation(self.progress.step, report)
         return True
 
-    def _validating(self) -> bool:
-        """Asked between micro-batches of a validation: whether to stop."""
+    def _validating(self, problem: Exception | None) -> bool:
+        """Between micro-batches of a validation: whether to stop."""
         self._doing(VALIDATING)
-        return self.stop.requested()
+        return bool(self._meet(problem)[0])
 
     def _stop_early(self) -> int:
         self._save()
+        self._finish_saving()
         reason = self.stop.reason or "another rank was asked to stop"
         log.warning("stopped at step %d (%s); saved, the same command continues", self.progress.step, reason)
         self._close()

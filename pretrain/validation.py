@@ -24,6 +24,9 @@ from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.masked import MaskedBatch, MaskedObjective, perplexity
 
+# All ranks together, before each micro-batch: fails on all where one has a problem; True to stop (`World.meet`).
+Meet = Callable[[Exception | None], bool]
+
 
 class HeldOut:
     """The loop over the held-out samples; subclasses say what is summed (`_sums`) and reported (`_report`).
@@ -50,17 +53,14 @@ class HeldOut:
             samples = self.objective.read(self.corpus, self.ids[chosen])
             yield chosen, self.objective.collate(samples, self._keys[chosen], Moment.last())
 
-    def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
-        """The report, the same on every rank; None if any rank was asked to stop meanwhile."""
+    def run(self, engine: Engine, world: World, meet: Meet) -> dict[str, Any] | None:
+        """The report, the same on every rank; None if any rank was asked to stop meanwhile (``meet`` says so)."""
         sums = np.zeros((self.rows, self.columns))
         engine.deepspeed.eval()
         try:
             with torch.no_grad():
                 for chosen, batch, problem in self._readable(world):
-                    stopped, failing = world.sum([stopping(), problem is not None])
-                    if failing:
-                        world.fail_together(problem)
-                    if stopped:
+                    if meet(problem):
                         return None
                     outputs = self.outputs(engine.module, batch.to(world.device)).cpu()
                     if batch.weight:
@@ -113,12 +113,12 @@ class Validation(HeldOut):
 
             self.ranking = TypeRanking(corpus, objective, sequences, budget)
 
-    def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
+    def run(self, engine: Engine, world: World, meet: Meet) -> dict[str, Any] | None:
         """As `HeldOut.run`, and how often the model names the right RNA type, where training asks for types."""
-        report = super().run(engine, world, stopping)
+        report = super().run(engine, world, meet)
         if report is None or self.ranking is None:
             return report
-        ranked = self.ranking.run(engine, world, stopping)
+        ranked = self.ranking.run(engine, world, meet)
         return None if ranked is None else report | ranked
 
     def references(self, training: Corpus) -> dict[str, Any]:

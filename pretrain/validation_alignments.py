@@ -9,7 +9,7 @@ maps (pretrain/contacts.py), fitted on training alignments and tested on held-ou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
 from pretrain.objectives.masked import perplexity
 from pretrain.objectives.msa import MSA, AlignmentBatch
-from pretrain.validation import HeldOut
+from pretrain.validation import HeldOut, Meet
 
 FIT_ALIGNMENTS = 256  # of the training split, for letter frequencies
 PROBE_KNOWN, PROBE_HELD_OUT = 20, 64  # alignments with structures
@@ -53,25 +53,25 @@ class AlignmentValidation(HeldOut):
         if self.held_out:
             self.known = with_structure(training, np.arange(training.count), PROBE_KNOWN)
 
-    def run(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, Any] | None:
-        report = super().run(engine, world, stopping)
+    def run(self, engine: Engine, world: World, meet: Meet) -> dict[str, Any] | None:
+        report = super().run(engine, world, meet)
         if report is None or not self.known or not self.held_out:
             return report
         engine.deepspeed.eval()
         try:
-            found = self._contacts(engine, world, stopping)
+            found = self._contacts(engine, world, meet)
         finally:
             engine.deepspeed.train()
         return None if found is None else report | found
 
-    def _contacts(self, engine: Engine, world: World, stopping: Callable[[], bool]) -> dict[str, float] | None:
+    def _contacts(self, engine: Engine, world: World, meet: Meet) -> dict[str, float] | None:
         """Mean precision over held-out structures; None if a rank was asked to stop. Each rank computes its share."""
-        known = self._maps(engine, world, self.known, stopping)
+        known = self._maps(engine, world, self.known, meet)
         if known is None:
             return None
         # All ranks fit the same examples in the same order, so the probe does not depend on how many there are.
         probe = contacts.fit(_in_order(world.gather(known)))
-        held_out = self._maps(engine, world, self.held_out, stopping)
+        held_out = self._maps(engine, world, self.held_out, meet)
         if held_out is None:
             return None
         mine = [contacts.precision(probe.probabilities(maps), partners) for maps, partners in held_out]
@@ -79,7 +79,7 @@ class AlignmentValidation(HeldOut):
         return {f"contact_{name}": float(np.mean([one[name] for one in figures])) for name in contacts.FRACTIONS}
 
     def _maps(
-        self, engine: Engine, world: World, alignments: list[Alignment], stopping: Callable[[], bool]
+        self, engine: Engine, world: World, alignments: list[Alignment], meet: Meet
     ) -> list[contacts.Example] | None:
         """(maps, partners) of this rank's share: alignment ``rank``, ``rank + ranks``, and so on.
 
@@ -94,10 +94,7 @@ class AlignmentValidation(HeldOut):
                 tokens = probe_tokens(alignment)
             except USER_ERRORS as error:  # a shard is damaged: all ranks must know before they compute together
                 problem = error
-            stopped, failing = world.sum([stopping(), problem is not None])
-            if failing:
-                world.fail_together(problem)
-            if stopped:
+            if meet(problem):
                 return None
             assert tokens is not None
             maps = maps_of(engine.module, tokens.to(world.device))

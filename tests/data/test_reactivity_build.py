@@ -180,6 +180,7 @@ prepare_reactivity(config(Path(sys.argv[2]), Path(sys.argv[1]), overwrite=True),
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_restarted(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", rows_of(600))
     command = [sys.executable, "-c", SLOW_BUILD, str(table)]

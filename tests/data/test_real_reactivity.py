@@ -88,6 +88,7 @@ def unpacked(tmp_path: Path, name: str) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_cloud_lab_rdats(tmp_path: Path) -> None:
     folder = tmp_path / "rdat"
     folder.mkdir()

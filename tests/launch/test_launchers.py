@@ -51,6 +51,7 @@ def require_same(run: Path, reference: list[float], ranks: int) -> None:
     assert len(list((run / "logs").glob("rank-*.log"))) == ranks
 
 
+@pytest.mark.slow
 def test_deepspeed_command(settings, reference) -> None:
     arguments, run = settings("deepspeed")
     run_command([BIN / "deepspeed", "--num_gpus", 2, "--master_port", free_port(), "launch/pretrain.py", *arguments])

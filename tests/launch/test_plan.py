@@ -39,9 +39,8 @@ def test_json_holds_the_same_figures(run):
     assert code == 0
     assert found["steps"] == 75_893
     assert found["cost"] == pytest.approx(found["gpu_hours"] * 2.5)
-    assert found["seconds"] == pytest.approx(
-        75_893 * found["stages"][0]["seconds_per_step"] + found["checkpoints_written"] * found["checkpoint_seconds"]
-    )
+    waiting = (found["checkpoints_written"] - 1) * found["checkpoint_wait_seconds"] + found["checkpoint_seconds"]
+    assert found["seconds"] == pytest.approx(75_893 * found["stages"][0]["seconds_per_step"] + waiting)
     assert [row["gpus"] for row in found["sweep"]] == plan.SWEPT
     assert next(row for row in found["sweep"] if row["gpus"] == 8)["seconds_per_step"] == pytest.approx(
         found["stages"][0]["seconds_per_step"]

@@ -1,11 +1,11 @@
 """launch/pretrain.py with a fault put into it: `faults.py FAULT=VALUE ... -- arguments of launch/pretrain.py`.
 
-Faults live here, not in the product. Each takes its value as text and patches the loaded modules before training.
+Faults live here, not in the product. Each takes its value as text and patches the loaded modules before training; so do
+the observers of observing.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import runpy
 import signal
@@ -69,7 +69,7 @@ def infinite_gradient(where: str) -> None:
 
 def kill_in_save(where: str) -> None:
     """`kill_in_save=RANK:STEP:PLACE`: the rank kills itself while step STEP is saved, at one of the places below."""
-    from pretrain import checkpoint
+    from pretrain import saving
 
     rank, step, place = where.split(":")
 
@@ -78,7 +78,7 @@ def kill_in_save(where: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def dying(name: str, applies, after: bool = False) -> None:
-        plain = getattr(checkpoint, name)
+        plain = getattr(saving, name)
 
         def patched(*arguments):
             if after:
@@ -87,30 +87,61 @@ def kill_in_save(where: str) -> None:
                 die()
             return None if after else plain(*arguments)
 
-        setattr(checkpoint, name, patched)
+        setattr(saving, name, patched)
 
     partial = f".step-{int(step):08d}.partial"
     if place == "before-write":
         dying("save_file", lambda tensors, path: partial in path)
     elif place == "torn-write":
 
-        def torn(tensors, path, plain=checkpoint.save_file):
+        def torn(tensors, path, plain=saving.save_file):
             plain(tensors, path)
             if partial in str(path) and int(os.environ["RANK"]) == int(rank):
                 os.truncate(path, path.stat().st_size // 2)
                 die()
 
-        checkpoint.save_file = torn
+        saving.save_file = torn
     elif place == "before-hash":
         dying("file_sha256", lambda path: partial in path)
     elif place == "before-manifest":
-        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST))
+        dying("_write_text", lambda path, text: partial in path and path.endswith(saving.MANIFEST))
     elif place == "before-rename":
-        dying("_write_text", lambda path, text: partial in path and path.endswith(checkpoint.MANIFEST), after=True)
+        dying("_write_text", lambda path, text: partial in path and path.endswith(saving.MANIFEST), after=True)
     elif place == "before-rotate":
         dying("rotate", lambda directory, keep, permanent: (Path(directory) / f"step-{int(step):08d}").is_dir())
     else:
         raise SystemExit(f"no place {place}")
+
+
+def slow_save(seconds: str) -> None:
+    """`slow_save=SECONDS`: writing a rank's file takes so much longer, as on a slow disk."""
+    import time
+
+    from pretrain import saving
+
+    plain = saving.save_file
+
+    def save_file(tensors, path):
+        time.sleep(float(seconds))
+        plain(tensors, path)
+
+    saving.save_file = save_file
+
+
+def full_disk_at(step: str) -> None:
+    """`full_disk_at=STEP`: from the save of that step on, no rank can write its file."""
+    import errno
+
+    from pretrain import saving
+
+    plain = saving.save_file
+
+    def save_file(tensors, path):
+        if int(path.parent.name.split("-")[1].split(".")[0]) >= int(step):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(tensors, path)
+
+    saving.save_file = save_file
 
 
 def no_file_above(size: str) -> None:
@@ -187,142 +218,35 @@ def slow_validation(seconds: str) -> None:
     Validation._sums = sums
 
 
-def print_config(_: str) -> None:
-    """`print_config=1`: print the configuration that DeepSpeed works with."""
-    import json
-
-    from pretrain.engine import Engine
-
-    plain = Engine.__init__
-
-    def init(self, *arguments):
-        plain(self, *arguments)
-        print("DEEPSPEED", json.dumps(self.deepspeed.config, default=str), flush=True)
-
-    Engine.__init__ = init
-
-
-def dump_state(path: str) -> None:
-    """`dump_state=FILE`: write masters and optimizer state as DeepSpeed's own functions gather them, at the end."""
-    from pretrain.trainer import Trainer
-
-    plain = Trainer._conclude
-
-    def conclude(self):
-        write_state(self, path)
-        plain(self)
-
-    Trainer._conclude = conclude
-
-
-def dump_restored(path: str) -> None:
-    """`dump_restored=FILE`: the same before the first step of this start."""
-    from pretrain.trainer import Trainer
-
-    plain = Trainer.run
-
-    def run(self):
-        write_state(self, path)
-        return plain(self)
-
-    Trainer.run = run
-
-
-def write_state(trainer, path: str) -> None:
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-    from safetensors.torch import save_file
-
-    engine, found = trainer.engine, {}
-    for name, parameter in engine.deepspeed.module.named_parameters():
-        if engine.stage == 0:
-            state = engine.base.state[parameter]
-            found |= {f"weight|{name}": parameter.data, **{f"{kind}|{name}": state[kind] for kind in engine.kinds}}
-        else:
-            found[f"weight|{name}"] = safe_get_full_fp32_param(parameter)
-            for kind in engine.kinds:
-                found[f"{kind}|{name}"] = safe_get_full_optimizer_state(parameter, kind)
-    if trainer.world.first:
-        tensors = {name: value.detach().clone().float() for name, value in found.items()}
-        save_file(tensors, path, metadata={"optimizer_steps": str(engine.optimizer_steps)})
-
-
 def vanish_in_save(where: str) -> None:
     """`vanish_in_save=STEP:DIRECTORY:TO`: when rank 1 comes to write its file of that step, DIRECTORY is renamed."""
-    from pretrain import checkpoint as module
-
-    with contextlib.suppress(ImportError):
-        from pretrain import saving as module  # type: ignore[no-redef]
+    from pretrain import saving
 
     step, directory, to = where.split(":")
-    plain = module.save_file
+    plain = saving.save_file
 
     def save_file(tensors, path):
         if f".step-{int(step):08d}.partial" in str(path) and os.environ["RANK"] == "1":
             os.rename(directory, to)
         plain(tensors, path)
 
-    module.save_file = save_file
+    saving.save_file = save_file
 
 
-def note_samples(path: str) -> None:
-    """`note_samples=FILE`: every rank appends {rank, ranks, step, samples} once a step is done; steps from 1."""
-    import json
-    import threading
-
-    from data.loader import StepPlanner
-    from pretrain.meter import Meter
-
-    plain_step, plain_done, read_by_step, busy = StepPlanner.step, Meter.step, {}, threading.Lock()
-
-    def step(self, number):
-        samples, read = [], self.objective.read
-
-        def noting(corpus, ids):
-            samples.extend(ids.tolist())
-            return read(corpus, ids)
-
-        with busy:
-            self.objective.read = noting
-            try:
-                return plain_step(self, number)
-            finally:
-                del self.objective.read
-                read_by_step[number] = samples
-
-    def done(self, step):
-        plain_done(self, step)
-        line = {"rank": self.world.rank, "ranks": self.world.ranks, "step": step.number + 1}
-        with open(path, "a") as file:
-            file.write(json.dumps({**line, "samples": read_by_step.pop(step.number)}) + "\n")
-
-    StepPlanner.step, Meter.step = step, done
-
-
-FAULTS = (
-    nan_loss,
-    infinite_gradient,
-    kill_in_save,
-    no_file_above,
-    slow_steps,
-    hang,
-    spike,
-    slow_validation,
-    print_config,
-    dump_state,
-    dump_restored,
-    vanish_in_save,
-    note_samples,
-)
+FAULTS = (nan_loss, infinite_gradient, kill_in_save, slow_save, full_disk_at, no_file_above, vanish_in_save)
+FAULTS += (slow_steps, slow_validation, hang, spike)
 
 if __name__ == "__main__":
     from pretrain.signals import end_when_asked
 
     end_when_asked()  # as launch/pretrain.py does: before faults import what is slow
+    from tests.pretrain.observing import OBSERVERS
+
     divide = sys.argv.index("--")
     launcher = [argument for argument in sys.argv[1:divide] if argument.startswith("--local_rank")]
     for fault in sys.argv[1 + len(launcher) : divide]:
         name, _, value = fault.partition("=")
-        {fault.__name__: fault for fault in FAULTS}[name](value)
+        {fault.__name__: fault for fault in (*FAULTS, *OBSERVERS)}[name](value)
     script = str(ROOT / "launch" / "pretrain.py")
     sys.argv = [script, *launcher, *sys.argv[divide + 1 :]]
     runpy.run_path(script, run_name="__main__")

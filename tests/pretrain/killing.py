@@ -51,6 +51,8 @@ class Started:
                 *(sys.executable, ROOT / "launch" / "torchrun.py", "--nproc-per-node", ranks, "--standalone", FAULTS)
             ],
         }
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell started with `&`; it is inherited
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if how == DIRECT:
             self._ranks = start(arguments, ranks, script=FAULTS)
             return

@@ -18,12 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain import checkpoint
-from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, newest, rotate, save, steps_on_disk
+from pretrain import checkpoint, saving
+from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, newest, steps_on_disk
 from pretrain.distributed import World
 from pretrain.engine import Fragment
 from pretrain.errors import PretrainError
+from pretrain.saving import rotate
 from tests.pretrain import faults
+from tests.pretrain.checkpoints import save
 from tests.ranks import QUICK, last, pretrain
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -95,7 +97,7 @@ def test_asking_for_what_is_not_there_is_an_error(tmp_path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 50])
 def test_at_stage_0_the_ranks_share_the_writing_equally(ranks) -> None:
     engine = FakeEngine(stage=0)
-    shares = [list(checkpoint._owned(engine, World(r, ranks, r, ranks, torch.device("cpu")))) for r in range(ranks)]
+    shares = [list(saving._owned(engine, World(r, ranks, r, ranks, torch.device("cpu")))) for r in range(ranks)]
     written = {(f.name, f.start + i) for share in shares for f in share for i in range(f.master.numel())}
     sizes = [sum(fragment.master.numel() for fragment in share) for share in shares]
     assert len(written) == sum(sizes) == 33
@@ -253,14 +255,14 @@ def test_rotation_does_not_count_incomplete_checkpoints(tmp_path) -> None:
 # ----- a kill or a full disk at every single operation of a save
 
 OPERATIONS = [
-    (checkpoint, "save_file"),
+    (saving, "save_file"),
     (os, "fsync"),
     (Path, "write_text"),
     (Path, "mkdir"),
     (Path, "rename"),
     (Path, "unlink"),
     (shutil, "rmtree"),
-    (checkpoint, "file_sha256"),
+    (saving, "file_sha256"),
 ]
 
 

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from pretrain import initialise
-from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, rotate, save, steps_on_disk
+from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, steps_on_disk
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.resuming import DAMAGED, newest_good
+from pretrain.saving import rotate
+from tests.pretrain.checkpoints import save
 from tests.pretrain.test_checkpoint import ALONE, FakeEngine
 from tests.ranks import QUICK, last, losses, pretrain, pretrain_well, refused, same_bits
 

@@ -27,7 +27,7 @@ def alone():
     return losses
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_ranks_equal_one(alone, stage):
     np.testing.assert_allclose(run(2, stage), alone, rtol=1e-5)
 

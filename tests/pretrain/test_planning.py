@@ -190,10 +190,17 @@ def test_a_plan_of_the_published_recipe_without_its_corpus():
     assert found.checkpoints == 75 + 1
     assert found.checkpoints_kept == 3 + 7
     assert found.save_seconds == pytest.approx(12 * found.parameters / 1e9)
-    assert found.seconds == pytest.approx(75_893 * stage.time.seconds + 76 * found.save_seconds)
+    copy = 12 * found.parameters / found.ranks / 5e9
+    assert found.wait_seconds == pytest.approx(copy)
+    assert found.seconds == pytest.approx(75_893 * stage.time.seconds + 75 * copy + found.save_seconds)
     assert found.cost == pytest.approx(found.seconds / 3600 * 8 * 2.0)
     assert stage.samples.epochs == {"there": pytest.approx(6.0, abs=1e-4)}
     assert "not/there is not here" in stage.samples.assumed
+    settings.checkpoint.background = False
+    assert planning.plan(settings, 8, assumptions()).wait_seconds == found.save_seconds
+    settings.checkpoint.background, settings.checkpoint.every_steps = True, 1  # the one before is not yet written
+    waiting = copy + found.save_seconds - stage.time.seconds
+    assert planning.plan(settings, 8, assumptions()).wait_seconds == pytest.approx(waiting)
     without = planning.plan(settings, 8, assumptions())
     assert (without.steps, without.seconds, without.cost) == (None, None, None)
 

@@ -191,7 +191,7 @@ def test_init_from_a_hub_id_uses_the_local_cache(
     settings = recipe.read_resolved(run / "recipe.yaml")
     settings.init_from = "lab/tiny"
     origin = load_initial(build_model(settings), settings)
-    assert origin == {"init_from": "lab/tiny", "licence": "cc-by-4.0", "before": None}
+    assert origin == {"init_from": "lab/tiny", "local": False, "licence": "cc-by-4.0", "before": None}
     settings.init_from = "lab/absent"
     with pytest.raises(PretrainError, match="lab/absent is no file or directory here"):
         load_initial(build_model(settings), settings)

@@ -274,6 +274,17 @@ def test_the_card_names_the_terms_of_the_weights_that_a_run_started_from(trained
     assert f"Training started from `{source}`, {told}" in card
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_local_directory_that_is_gone_is_not_taken_for_a_hub_id(trained, local) -> None:
+    found = last(trained("aido_rna"))
+    settings = recipe.read_resolved(found.recipe_path)
+    found.progress.origin = {"init_from": "multimolecule/gone", "local": local, "licence": None, "before": None}
+    card = model_card(None, found, settings, settings, "x", None, release.release_layouts(settings))
+    assert ("base_model" in card) is not local
+    assert ("AGPL-3.0" in card) is not local
+    assert f"started from `{'gone' if local else 'multimolecule/gone'}`" in card
+
+
 def test_weights_of_another_model_are_refused(released, synthetic_corpus, tmp_path) -> None:
     path = released("aido_rna")[1]["genbio"]
     place = [f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "run.name=new", f"init_from={path}"]

@@ -93,7 +93,7 @@ def kill(ranks: list, run: Path, moment: str, chance: random.Random) -> None:
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
-        (2, "fp32"),
+        pytest.param(2, "fp32", marks=pytest.mark.slow),
         pytest.param(0, "fp32", marks=pytest.mark.slow),
         pytest.param(1, "bf16", marks=pytest.mark.slow),
         pytest.param(2, "bf16", marks=pytest.mark.slow),
@@ -133,9 +133,10 @@ def test_a_kill_at_any_place_of_a_save_leaves_a_usable_checkpoint(command, whole
     assert not list((run / "checkpoints").glob(".step-*")), "what the kill left is still there"
 
 
+@pytest.mark.slow
 def test_a_kill_between_saving_and_validating_loses_no_validation(command, whole) -> None:
     arguments, run = command("unvalidated")
-    slow = ["slow_validation=1", "--", *arguments]
+    slow = ["slow_validation=1", "--", *arguments, "checkpoint.background=false"]
     ranks = start(slow, ranks=2, script=FAULTS)
     wait_for(lambda: newest_step(run) == 6 and logged_steps(run) == 6)
     time.sleep(0.3)
@@ -189,7 +190,7 @@ def test_a_run_with_its_state_on_the_host_is_resumed(command) -> None:
     assert same_bits(last(run), last(reference))
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2, 3)])
 def test_slow_weights_are_resumed(command, stage) -> None:
     """Stopped at steps that are no multiple of lookahead's six."""
     keys = ["optimizer.name=ranger", f"deepspeed.zero_stage={stage}", "schedule.decay_steps=16"]

@@ -71,7 +71,8 @@ def trained(arguments: list[str], ranks: int) -> None:
 # Exactness
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(STAGE_3, marks=pytest.mark.slow)], ids=["stage 0", "stage 3"])
+@pytest.mark.parametrize("options", [[], STAGE_3], ids=["stage 0", "stage 3"])
+@pytest.mark.slow
 def test_killed_and_continued_bit_for_bit(corpus, tmp_path, options):
     dropout = ["model.attention_dropout=0.1", "model.residual_dropout=0.1", "checkpoint.every_steps=3", *options]
     pretrain_well(new(corpus, tmp_path, "whole", *dropout, "budget.steps=12"), 2)
@@ -201,6 +202,7 @@ def weights(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_initial_weights_from_everything(corpus, weights, tmp_path):
     """Two steps each: the first loss of all is that of the run they come from."""
     (original,) = (weights / "release" / "original").glob("*.ckpt")

@@ -78,7 +78,7 @@ def require_saved_and_continue(results, arguments: list[str], run: Path, referen
 @pytest.mark.parametrize(
     ("number", "signalled"),
     [
-        (signal.SIGTERM, [1]),
+        pytest.param(signal.SIGTERM, [1], marks=pytest.mark.slow),
         (signal.SIGUSR1, [0, 1]),
         pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, [0], marks=pytest.mark.slow),
@@ -120,7 +120,8 @@ def test_a_signal_before_the_first_step_is_kept(base, whole) -> None:
     assert same_bits(last(run), last(whole(1)))
 
 
-@pytest.mark.parametrize("at", ["during training", pytest.param("at the end", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("at", ["during training", "at the end"])
+@pytest.mark.slow
 def test_a_signal_during_validation_does_not_lose_the_validation(base, at) -> None:
     every = 10 if at == "during training" else 0
     name = f"validating-{every}"

@@ -67,6 +67,7 @@ def test_a_spike_is_reported_and_training_goes_on(arguments: list[str], tmp_path
     assert losses(tmp_path / "quiet") == losses(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_spike_is_rolled_back_and_left_out(arguments: list[str], tmp_path: Path) -> None:
     roll = [f"spike={SPIKE}:9", "--", *arguments, "run.name=run", "spikes.action=roll_back"]
     results = pretrain(roll, ranks=2, script=FAULTS)

@@ -84,6 +84,19 @@ def test_a_run_that_starts_again_at_step_0_keeps_no_record_it_writes_again(tmp_p
     assert written(tmp_path) == []
 
 
+def test_a_run_that_continues_where_a_stage_begins_keeps_no_introduction_that_it_writes_again(tmp_path):
+    """Killed after the checkpoint of the boundary and the next stage's introduction: each stands there once."""
+    own = tracker(tmp_path)
+    for kind in ("references", "masking", "train", "validation", "checkpoint"):
+        for step in (5, 10):
+            own.write(kind, step, {"loss": 1.0})
+    own.close()
+    forget_after(tmp_path, 10)
+    kept = [(record["kind"], record["step"]) for record in written(tmp_path)]
+    assert len([step for _, step in kept if step == 5]) == 5
+    assert sorted(kind for kind, step in kept if step == 10) == ["checkpoint", "train", "validation"]
+
+
 def test_the_last_validation_is_the_newest_that_is_kept(tmp_path):
     assert last_validation(tmp_path) == -1
     own = tracker(tmp_path)

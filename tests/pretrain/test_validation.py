@@ -16,6 +16,7 @@ from data.corpus import prepare
 from data.index import Corpus
 from data.prepare_config import PrepareConfig, SourceConfig
 from models.rinalmo import RiNALMo, RiNALMoConfig
+from pretrain.distributed import World
 from pretrain.objectives.masked import perplexity
 from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.references import reference_losses
@@ -44,7 +45,8 @@ class Threads:
         reports = [None] * self.ranks
 
         def work(rank: int) -> None:
-            reports[rank] = validation.run(engine, self.world(rank), lambda: stopping(rank))
+            world = self.world(rank)
+            reports[rank] = validation.run(engine, world, lambda problem: World.meet(world, problem, stopping(rank)))
 
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.ranks)]
         for thread in threads:
@@ -179,7 +181,7 @@ def test_dropout_is_off_during_validation_and_back_on_afterwards_even_when_it_fa
 
     engine = Engine(Failing())
     with pytest.raises(RuntimeError, match="out of memory"):
-        validation(held_out).run(engine, Threads(1).world(0), lambda: False)
+        validation(held_out).run(engine, Threads(1).world(0), lambda problem: False)
     assert engine.modes == ["eval", "train"]
 
 

@@ -18,7 +18,7 @@ from data.alignments import AlignmentCorpus
 from data.errors import DataError
 from models.rnamsm import RNAMSM, RNAMSMConfig
 from pretrain import contacts
-from pretrain.distributed import OtherRankFailed
+from pretrain.distributed import OtherRankFailed, World
 from pretrain.objectives.msa import MSA, MSAConfig
 from pretrain.validation_alignments import PROBE_KNOWN, AlignmentValidation, letter_frequencies, profile
 from tests.data.alignments import Family, config, many_families, write_stockholm
@@ -70,7 +70,8 @@ class Threads:
 
         def work(rank: int) -> None:
             try:
-                reports[rank] = checked.run(engine, self.world(rank), lambda: stopping(rank))
+                world = self.world(rank)
+                reports[rank] = checked.run(engine, world, lambda problem: World.meet(world, problem, stopping(rank)))
             except BaseException as error:
                 self.told[rank] = error
 

@@ -56,7 +56,7 @@ def engine(model: torch.nn.Module) -> Engine:
 
 def run(model: torch.nn.Module, corpus: Any, budget: int = 10**6, **settings: Any) -> dict[str, Any]:
     validation = ProfileValidation(corpus, objective(**settings), 100, budget)
-    report = validation.run(engine(model), ALONE, lambda: False)
+    report = validation.run(engine(model), ALONE, ALONE.meet)
     assert report is not None
     return report
 
@@ -95,7 +95,7 @@ def test_the_medians_by_hand() -> None:
 
 def test_only_the_first_sequences_are_used() -> None:
     validation = ProfileValidation(HELD_OUT, objective(), 1, 10**6)
-    report = validation.run(engine(Constant(0.4, 1.5)), ALONE, lambda: False)
+    report = validation.run(engine(Constant(0.4, 1.5)), ALONE, ALONE.meet)
     assert report is not None
     assert (report["sequences"], report["targets"]) == (1, 4)
 
@@ -136,7 +136,7 @@ def test_medians_and_errors_agree_with_an_independent_computation(clean: Any) ->
     # The same error comes out of a model that predicts the medians.
     table = [np.nanmedian(values[letters == letter], axis=0) for letter in b"ACGU"]
     model = _ByLetter(torch.tensor(np.array([*table, [0.5, 0.5]])).float())
-    report = one.run(engine(model), ALONE, lambda: False)
+    report = one.run(engine(model), ALONE, ALONE.meet)
     assert report is not None
     assert report["loss"] == pytest.approx(expected, rel=1e-6)
     assert report["targets"] == 352_314
@@ -152,4 +152,4 @@ class _ByLetter(torch.nn.Module):
 
 
 def test_a_request_to_stop_ends_it() -> None:
-    assert ProfileValidation(HELD_OUT, objective(), 2, 100).run(engine(Places()), ALONE, lambda: True) is None
+    assert ProfileValidation(HELD_OUT, objective(), 2, 100).run(engine(Places()), ALONE, lambda problem: True) is None

@@ -60,6 +60,7 @@ def command(synthetic_corpus: Path, tmp_path: Path) -> tuple[list[str], Path]:
     return [*base, "checkpoint.every_steps=2"], tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_reading_is_named_and_the_same_command_goes_on(command) -> None:
     arguments, run = command
     results = finish(start(["hang=1:5", "--", *arguments, PATIENCE], ranks=2, script=FAULTS), timeout=60)
@@ -73,6 +74,7 @@ def test_a_rank_that_hangs_in_reading_is_named_and_the_same_command_goes_on(comm
     assert len(records(run)) == 20
 
 
+@pytest.mark.slow
 def test_a_rank_whose_process_is_stopped_is_named(command) -> None:
     arguments, run = command
     slow = ["slow_steps=0.3", "--", *arguments, PATIENCE]

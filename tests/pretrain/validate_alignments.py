@@ -34,7 +34,7 @@ def main(corpus: str, stage: int) -> None:
     engine = Engine(telling_weights(RNAMSM(model)), settings, world)
     validation = AlignmentValidation(AlignmentCorpus.open(corpus, "validation"), MSA(settings.objective), 64, 512)
     validation.learn_from(AlignmentCorpus.open(corpus, "train"))
-    reports = world.gather(validation.run(engine, world, lambda: False))
+    reports = world.gather(validation.run(engine, world, world.meet))
     world.barrier()
     distributed.finish()
     if world.first:

@@ -1,0 +1,94 @@
+"""The report of a run of each kind, from records as the trainer writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+
+from pretrain.errors import PretrainError
+from pretrain.report import summary, write_report
+from pretrain.report_pictures import draw_curves
+from pretrain.tracking import read_metrics
+
+TRAIN = {"loss": 1.2, "learning_rate": 1e-3, "gradient_norm": 1.0, "nucleotides_per_second": 9e3, "padding": 0.1}
+TRAIN |= {"epoch": 0.5, "sequences": 80, "nucleotides": 8000, "skipped_steps": 0, "eta_seconds": 60, "mfu": None}
+SAVE = {"complete_at_step": 9, "bytes": 2_000_000, "seconds": 3.0, "waited_seconds": 0.25, "waited_steps": 0.5}
+
+RUNS = {
+    "sequences": (
+        {"perplexity": 3.3, "accuracy": 0.4},
+        [{"loss": 1.1, "perplexity": 3.0, "accuracy": 0.5, "loss_per_nucleotide": 1.1, "types": {}}],
+        [{"letter_frequencies": {"loss": 1.4, "perplexity": 4.1}, "generator_bound": {"loss": 0.8, "perplexity": 2.2}}],
+        ["loss 1.1000, perplexity 3.000", "letter frequencies: loss 1.4000", "50% of the way"],
+        ["cross-entropy (nats per masked token)", "accuracy on masked tokens"],
+    ),
+    "alignments": (
+        {"perplexity": 3.3, "accuracy": 0.4},
+        [{"loss": 1.1, "perplexity": 3.0, "accuracy": 0.5, "contact_precision_l": 0.3, "contact_precision_l5": 0.6}],
+        [{"column_profile": {"loss": 1.3, "perplexity": 3.7}}],
+        ["contact precision at L 0.3000", "contact precision at L/5 0.6000", "column profile: loss 1.3000"],
+        ["cross-entropy (nats per masked token)", "accuracy on masked tokens", "precision of contacts"],
+    ),
+    "profiles": (
+        {},
+        [{"loss": 0.25, "loss_2A3": 0.3, "loss_DMS": 0.2}],
+        [{"nucleotide_median": {"loss": 0.22}}],
+        ["loss 0.2500, loss 2A3 0.3000, loss DMS 0.2000", "nucleotide median: loss 0.2200"],
+        ["mean absolute error of the reactivity", "mean absolute error by chemical"],
+    ),
+    "two corpora, types and stages": (
+        {"perplexity": 3.3, "accuracy": 0.4, "stage": "base"},
+        [
+            {
+                "corpus": "a",
+                "loss": 1.1,
+                "perplexity": 3.0,
+                "accuracy": 0.5,
+                "type_accuracy": 0.6,
+                "type_majority": 0.2,
+            },
+            {"corpus": "b", "loss": 1.0, "perplexity": 2.7, "accuracy": 0.6, "types": {}},
+        ],
+        [{"corpus": "a", "markov_2": {"loss": 1.3, "perplexity": 3.7}}, {"corpus": "b", "markov_2": {"loss": 1.2}}],
+        ["validation of a at step 8: loss 1.1000", "type named right 0.6000", "validation of b at step 8: loss 1.0000"],
+        ["cross-entropy (nats per masked token)", "accuracy on masked tokens", "share of RNA types named right"],
+    ),
+}
+
+
+def run_with(tmp_path: Path, train: dict, validation: list[dict], references: list[dict]) -> Path:
+    records = [{"kind": "references", "step": 0, **one} for one in references]
+    records += [{"kind": "train", "step": step, **TRAIN, **train} for step in (4, 8)]
+    records += [{"kind": "validation", "step": 8, **one} for one in validation]
+    records += [{"kind": "checkpoint", "step": 8, **SAVE}]
+    run = tmp_path / "my-run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_report_of_every_kind_of_run(tmp_path, kind, monkeypatch) -> None:
+    train, validation, references, told, panels = RUNS[kind]
+    run = run_with(tmp_path, train, validation, references)
+    for text in told:
+        assert text in summary(run)
+    curves, throughput, page = write_report(run)
+    assert all(path.stat().st_size > 10_000 for path in (curves, throughput))
+    html = page.read_text()
+    assert "1 of 2.0 MB; training waited 0.25 s, 0.50 steps" in html
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    draw_curves(tmp_path / "again.png", "my-run", read_metrics(run / "metrics.jsonl"))
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == panels
+    assert all(len(axes.get_lines()) >= 2 for axes in drawn[0].axes), "a panel without its curves"
+
+
+def test_a_run_without_a_step_has_no_report(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(PretrainError, match="holds no training step yet"):
+        write_report(tmp_path)
+    assert summary(tmp_path) == "no validation yet"
