@@ -1,9 +1,9 @@
 """Reading a corpus: any sequence by number, as a zero-copy view of the mapped shards.
 
 `Corpus` is one split of a prepared directory. Opening checks the manifest, the index and the sizes of all shards;
-the bytes of a block are checked against the index when the block is first touched (about 0.1 ms), so a damaged shard
-is an error and never a wrong nucleotide. No Python object is kept per sequence or block: 40 M sequences cost the block
-table (about 3 MB) and what the page cache holds.
+the bytes of a block are checked against the index when the block is first touched (about 0.1 ms), and again when its
+file was written to (`data.mapped_file`), so a damaged shard is an error and never a wrong nucleotide. No Python object
+is kept per sequence or block: 40 M sequences cost the block table (about 3 MB) and what the page cache holds.
 
 Sequences are numbered 0 .. count - 1 within the split, in the corpus's own order, which was shuffled when it was built.
 One thread may read at a time. It does not sample (`data.order`) and does not encode (`data.alphabet`).
@@ -25,6 +25,7 @@ import xxhash
 from data.duplicates import DuplicateTable, Record
 from data.errors import DataError
 from data.manifest import CLUSTERS, INDEX, LENGTHS, SPLITS, file_sha256, fingerprint, read_manifest
+from data.mapped_file import MappedFile
 from data.shards import BLOCK
 
 Ids = npt.NDArray[np.integer] | list[int]
@@ -104,6 +105,7 @@ class Corpus:
         self._duplicates: DuplicateTable | None = None
         self._bytes: list[Any] = [None] * len(described)
         self._words: list[Any] = [None] * len(described)  # the same bytes as uint32, for the offset tables
+        self._files: list[MappedFile | None] = [None] * len(described)
         self._closed = False
         if shards is None:
             for number in np.flatnonzero(own_shards).tolist():  # all now, so that replacing the corpus cannot mix two
@@ -165,6 +167,7 @@ class Corpus:
         """Lets go of the mapped shards; views handed out keep theirs alive as long as they live."""
         self._bytes = [None] * len(self._shards)
         self._words = [None] * len(self._shards)
+        self._files = [None] * len(self._shards)
         self._closed = True
 
     def _locate(self, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -178,6 +181,10 @@ class Corpus:
         block = np.searchsorted(self._block_end, wanted, side="right")
         if self._locate_shard is not None:
             self._map_staged(self._shard[block])
+        for shard in np.unique(self._shard[block]).tolist():
+            file = self._files[shard]
+            if file is not None and file.changed():
+                self._checked[self._shard == shard] = False
         if not self._checked[block].all():
             for b in np.unique(block[~self._checked[block]]).tolist():
                 self._check_block(b)
@@ -204,7 +211,7 @@ class Corpus:
             self._map(shard, self._locate_shard(self._shards[shard]))
         for shard, name in enumerate(self._shards) if missing else ():
             if self._bytes[shard] is not None and shard not in needed and not (self.path / name).exists():
-                self._bytes[shard] = self._words[shard] = None
+                self._bytes[shard] = self._words[shard] = self._files[shard] = None
 
     def _map(self, shard: int, path: Path) -> None:
         try:
@@ -218,6 +225,7 @@ class Corpus:
             raise DataError(f"{path}: cannot be mapped ({error}); {_AGAIN}.") from error
         self._bytes[shard] = np.frombuffer(mapped, dtype=np.uint8)
         self._words[shard] = memoryview(mapped).cast("I")
+        self._files[shard] = MappedFile(path, mapped)
 
 
 def _text(name: bytes) -> str:

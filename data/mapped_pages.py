@@ -2,7 +2,7 @@
 
 A page is 4 KiB, what the machine reads anyway for one byte of a mapped file. So a reader of a few rows of a deep
 alignment reads and checks those rows' pages and no others, and still no byte is handed out unchecked. What is checked
-once is not checked again. One thread may read at a time.
+once is not checked again, unless the file was written to since (`data.mapped_file`). One thread may read at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import xxhash
 
 from data.alignment_shards import PAGE, page_count
 from data.errors import DataError
+from data.mapped_file import MappedFile
 
 _DENSE = 4  # where a quarter of a stretch of pages is wanted, the whole stretch is fetched ahead
 _AGAIN = "copy the corpus again or prepare it again"
@@ -52,6 +53,7 @@ class MappedPages:
         self._bytes: list[U8 | None] = [None] * len(self._names)
         self._maps: list[mmap.mmap | None] = [None] * len(self._names)
         self._checked = [np.zeros(0, dtype=bool)] * len(self._names)
+        self._files: list[MappedFile | None] = [None] * len(self._names)
         self._closed = False
 
     def map_all(self, shards: Sequence[int]) -> None:
@@ -69,7 +71,7 @@ class MappedPages:
             self._map(shard, self._locate(self._names[shard]))
         for shard, name in enumerate(self._names) if missing else ():
             if self._bytes[shard] is not None and shard not in shards and not (self.path / name).exists():
-                self._bytes[shard] = self._maps[shard] = None
+                self._bytes[shard] = self._maps[shard] = self._files[shard] = None
 
     def span(self, shard: int, start: int, stop: int) -> U8:
         """Bytes [start, stop) of a shard, a read-only view. Raises DataError where a checksum does not match."""
@@ -93,6 +95,7 @@ class MappedPages:
     def close(self) -> None:
         """Lets go of the mapped shards; views handed out keep theirs alive as long as they live."""
         self._bytes, self._maps = [None] * len(self._names), [None] * len(self._names)
+        self._files = [None] * len(self._names)
         self._closed = True
 
     def _mapped(self, shard: int) -> U8:
@@ -103,7 +106,9 @@ class MappedPages:
 
     def _check(self, shard: int, pages: npt.NDArray[np.int64]) -> None:
         mapped = self._mapped(shard).data
-        checked = self._checked[shard]
+        checked, file = self._checked[shard], self._files[shard]
+        if file is not None and file.changed():
+            checked[:] = False
         fresh = pages[~checked[pages]]
         if fresh.size > 1 and fresh.size * _DENSE >= fresh[-1] - fresh[0] + 1:
             self._announce(shard, int(fresh[0]) * PAGE, (int(fresh[-1]) + 1) * PAGE)
@@ -139,3 +144,4 @@ class MappedPages:
             mapped.madvise(mmap.MADV_RANDOM)  # no reading ahead of rows that nobody asked for
         self._bytes[shard], self._maps[shard] = np.frombuffer(mapped, dtype=np.uint8), mapped
         self._checked[shard] = np.zeros(page_count(len(mapped)), dtype=bool)
+        self._files[shard] = MappedFile(path, mapped)

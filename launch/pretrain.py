@@ -8,6 +8,7 @@ sentence on stderr says what to mend.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_args()
 
+    faulthandler.enable()  # so that a crash outside Python says where on stderr
     from pretrain.signals import StopRequest, end_when_asked
 
     end_when_asked()  # until there is something to save

@@ -46,6 +46,17 @@ class _WithoutSecrets(logging.Formatter):
         return masked(super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """Says once, and in one line, when it cannot be written."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.told:
+            self.told = True
+            print(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=sys.stderr)
+
+
 class RunDirectory:
     def __init__(self, settings: Recipe):
         self.path = Path(settings.run.directory) / settings.run.name
@@ -68,7 +79,7 @@ class RunDirectory:
         for handler in list(log.handlers):
             log.removeHandler(handler)
         try:
-            file = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
+            file = _LogFile(self.path / "logs" / f"rank-{rank:05d}.log")
         except OSError as error:
             raise _unwritable(self.path, error) from error
         file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(message)s"))

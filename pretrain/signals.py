@@ -8,16 +8,38 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 RESUBMIT = 75  # exit code (EX_TEMPFAIL): saved, start the same command again
+_launchers_at_start: list[int] | None = None
+_begun = threading.Event()
 
 
 def end_when_asked() -> None:
-    """Let SIGTERM and SIGUSR1 end this process with RESUBMIT: it has not begun, so starting again loses nothing."""
+    """Let SIGTERM, SIGUSR1 and the loss of the launcher end this process with RESUBMIT: starting again loses nothing.
+
+    For as long as there is nothing to save: until the first StopRequest. Call it before anything slow, so that a
+    launcher that is killed while this process imports, or looks for ranks that were never started, is missed.
+    """
+    global _launchers_at_start
+    _launchers_at_start = _launchers()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os._exit(RESUBMIT))
+    if _launchers_at_start or _says_launched():
+        threading.Thread(target=_end_without_launcher, name="launcher", daemon=True).start()
+
+
+def _end_without_launcher() -> None:
+    while not _begun.wait(1.0):
+        if _launchers_changed(_launchers_at_start or []) or _launcher_was_lost():
+            print("the launcher is gone; training had not begun", file=sys.stderr, flush=True)
+            os._exit(RESUBMIT)
 
 
 class StopRequest:
@@ -28,7 +50,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._launchers = _launchers()
+        self._launchers = _launchers() if _launchers_at_start is None else _launchers_at_start
+        self._lost = _launcher_was_lost()
+        _begun.set()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -39,7 +63,7 @@ class StopRequest:
 
     def requested(self) -> bool:
         """Looked at between steps: a killed `deepspeed` command leaves its workers running unless they notice."""
-        if self.reason is None and self._launchers and _launchers(len(self._launchers)) != self._launchers:
+        if self.reason is None and (self._lost or _launchers_changed(self._launchers)):
             self.reason = "the launcher is gone"
         return self.reason is not None
 
@@ -47,15 +71,61 @@ class StopRequest:
 def _launchers(most: int = 2) -> list[int]:
     """Process ids of the DeepSpeed or torchrun processes above this one, nearest first; none for plain python."""
     found: list[int] = []
+    for above in islice(_ancestors(), most):
+        command = b"\0".join(above.command)
+        if above.pid == 1 or not (b"deepspeed" in command or b"torchrun" in command or b"torch.distributed" in command):
+            break
+        found.append(above.pid)
+    return found
+
+
+def _launchers_changed(before: list[int]) -> bool:
+    return bool(before) and _launchers(len(before)) != before
+
+
+def _says_launched() -> bool:
+    """Whether torchrun or DeepSpeed started this process, by the environment."""
+    return bool({"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & os.environ.keys())
+
+
+def _launcher_was_lost() -> bool:
+    """Whether a launcher started this process and was killed before this process could look.
+
+    torchrun and DeepSpeed say in the environment that they start a process, and are Python themselves: if there is no
+    Python above, they are gone. Likewise `deepspeed` above its launch.py, to which it gives a level for its log; the
+    launch.py of another node, which pdsh starts, has none.
+    """
+    ancestors = list(_ancestors()) if _says_launched() else []
+    if not ancestors:  # or this system has no /proc
+        return False
+    pythons = [above for above in ancestors if above.is_python]
+    if not pythons:
+        return True
+    local = b"deepspeed.launcher.launch" in pythons[0].command and any(
+        argument.startswith(b"--log_level=") for argument in pythons[0].command
+    )
+    return local and len(pythons) == 1
+
+
+class _Ancestor(NamedTuple):
+    pid: int
+    command: list[bytes]
+    is_python: bool  # as far as this user may know
+
+
+def _ancestors() -> Iterator[_Ancestor]:
+    """The processes above this one, nearest first."""
     parent = os.getppid()
-    while len(found) < most and parent > 1:
+    while parent > 0:
+        folder = Path(f"/proc/{parent}")
         try:
-            command = Path(f"/proc/{parent}/cmdline").read_bytes()
-            status = Path(f"/proc/{parent}/stat").read_text()
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            status = (folder / "stat").read_text()
         except OSError:  # it ended meanwhile, or this system has no /proc
             break
-        if b"deepspeed" not in command and b"torchrun" not in command and b"torch.distributed" not in command:
-            break
-        found.append(parent)
+        try:
+            interpreter = os.readlink(folder / "exe")
+        except OSError:  # another user's
+            interpreter = ""
+        yield _Ancestor(parent, command, "python" in os.path.basename(interpreter))
         parent = int(status.rpartition(")")[2].split()[1])
-    return found

@@ -1,12 +1,14 @@
 """Where metrics go: `metrics.jsonl` always, Weights & Biases and TensorBoard by switch, and the screen.
 
-Only rank 0 tracks. A run that resumes first drops the metrics of steps it is about to repeat, so the file holds every
-step once, and stays one run in every tracker.
+Only rank 0 tracks. What a full disk does not take is kept and written once it can be: whether the run has to end is
+decided by its next checkpoint. A run that resumes first drops the metrics of steps it is about to repeat, so the file
+holds every step once, and stays one run in every tracker.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import secrets
@@ -20,6 +22,9 @@ from pretrain.config import TrackingConfig
 from pretrain.errors import PretrainError
 
 Record = dict[str, Any]
+METRICS = "metrics.jsonl"
+NEWLINE = b"\n"
+log = logging.getLogger("rnafoundry")
 INTRODUCING = ("references", "masking")  # kinds of records that are written when a stage begins
 
 
@@ -37,7 +42,8 @@ class Tracker:
     ):
         self.ids = ids  # of external runs; kept in checkpoints
         self._newest = first_step  # wandb drops what comes with an older step, as a checkpoint's record does
-        self._file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self._path, self._unwritten = directory / METRICS, b""
+        self._file = self._path.open("ab", buffering=0)
         self._wandb = self._start_wandb(directory, config, run_name, recipe) if config.wandb != "disabled" else None
         self._tensorboard = None
         if config.tensorboard:
@@ -71,7 +77,7 @@ class Tracker:
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append ``{"kind": ..., "step": ..., **values}``; numbers that are not finite become null."""
         record = {"kind": kind, "step": step, **{key: _finite_or_none(value) for key, value in values.items()}}
-        self._file.write(json.dumps(record) + "\n")
+        self._append((json.dumps(record) + "\n").encode())
         numbers = dict(_flat(kind, {k: v for k, v in record.items() if k not in ("kind", "step")}))
         self._newest = max(self._newest, step)
         if self._wandb is not None:
@@ -80,10 +86,30 @@ class Tracker:
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(name, number, step)
 
+    def _append(self, line: bytes) -> None:
+        """Write ``line`` after what could not be written before it; where that fails, keep the rest."""
+        waited = bool(self._unwritten)
+        self._unwritten += line
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not waited:
+                log.warning("%s cannot be written (%s); its records are kept until it can", self._path, error)
+
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Raises PretrainError where records could not be written to the end."""
+        self._append(b"")
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise PretrainError(f"{self._path} cannot be written ({error}); free disk space or mend it") from error
+        if self._unwritten:
+            raise PretrainError(
+                f"the last {self._unwritten.count(NEWLINE)} records of {self._path} could not be written, the disk is "
+                "full; the checkpoints are complete"
+            )
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
@@ -121,7 +147,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 def last_validation(directory: Path) -> int:
     """The last step that metrics.jsonl holds a validation of; -1 if none."""
-    steps = [record["step"] for record in read_metrics(directory / "metrics.jsonl") if record["kind"] == "validation"]
+    steps = [record["step"] for record in read_metrics(directory / METRICS) if record["kind"] == "validation"]
     return max(steps, default=-1)
 
 
@@ -135,7 +161,7 @@ def forget_after(directory: Path, step: int) -> None:
     def again(record: Record) -> bool:
         return step == 0 or record["step"] > step or (record["step"] == step and record["kind"] in INTRODUCING)
 
-    path = directory / "metrics.jsonl"
+    path = directory / METRICS
     if path.exists():
         kept = [json.dumps(record) + "\n" for record in read_metrics(path) if not again(record)]
         temporary = path.with_suffix(".tmp")

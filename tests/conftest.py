@@ -39,3 +39,24 @@ def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare(config)
     return directory / "corpus"
+
+
+REPORTS = {  # property of a test -> title and head of the table that its values are the rows of
+    "matrix": ("saved in one cell, continued in another", "| model | saved by | continued by | max dloss | ok |"),
+    "soak": ("kills", "| run | figure | |"),
+}
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the rows that soak tests recorded; properties also come back from the processes of pytest-xdist."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    for name, (title, head) in REPORTS.items():
+        rows = [
+            row for report in reports if report.when == "call" for key, row in report.user_properties if key == name
+        ]
+        if rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(head)
+            terminalreporter.write_line("|---" * (head.count("|") - 1) + "|")
+            for row in rows:
+                terminalreporter.write_line(str(row))

@@ -1,6 +1,7 @@
 """launch/pretrain.py with a fault put into it: `faults.py FAULT=VALUE ... -- arguments of launch/pretrain.py`.
 
-Faults live here, not in the product. Each takes its value as text and patches the loaded modules before training.
+Faults live here, not in the product. Each takes its value as text and patches the loaded modules before training; so do
+the observers of observing.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,37 @@ def nan_loss(where: str) -> None:
         total, counts = plain_loss(self, model, batch)
         wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
         return total * float("nan") if wrong else total, counts
+
+    MLM.loss, Trainer.run = loss, run
+
+
+def infinite_gradient(where: str) -> None:
+    """`infinite_gradient=RANK:FIRST:LAST`: on one rank a gradient of these steps overflows, its loss being finite."""
+    import torch
+
+    from pretrain.objectives.mlm import MLM
+    from pretrain.trainer import Trainer
+
+    class Overflowing(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("inf")
+
+    rank, first, last = map(int, where.split(":"))
+    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
+
+    def run(self):
+        trainers.append(self)
+        return plain_run(self)
+
+    def loss(self, model, batch):
+        total, counts = plain_loss(self, model, batch)
+        wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
+        return Overflowing.apply(total) if wrong else total, counts
 
     MLM.loss, Trainer.run = loss, run
 
@@ -186,57 +218,35 @@ def slow_validation(seconds: str) -> None:
     Validation._sums = sums
 
 
-def print_config(_: str) -> None:
-    """`print_config=1`: print the configuration that DeepSpeed works with."""
-    import json
+def vanish_in_save(where: str) -> None:
+    """`vanish_in_save=STEP:DIRECTORY:TO`: when rank 1 comes to write its file of that step, DIRECTORY is renamed."""
+    from pretrain import saving
 
-    from pretrain.engine import Engine
+    step, directory, to = where.split(":")
+    plain = saving.save_file
 
-    plain = Engine.__init__
+    def save_file(tensors, path):
+        if f".step-{int(step):08d}.partial" in str(path) and os.environ["RANK"] == "1":
+            os.rename(directory, to)
+        plain(tensors, path)
 
-    def init(self, *arguments):
-        plain(self, *arguments)
-        print("DEEPSPEED", json.dumps(self.deepspeed.config, default=str), flush=True)
-
-    Engine.__init__ = init
-
-
-def dump_state(path: str) -> None:
-    """`dump_state=FILE`: write masters and optimizer state as DeepSpeed's own functions gather them, at the end."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-    from safetensors.torch import save_file
-
-    from pretrain.trainer import Trainer
-
-    plain = Trainer._conclude
-
-    def conclude(self):
-        found = {}
-        for name, parameter in self.engine.deepspeed.module.named_parameters():
-            if self.engine.stage == 0:
-                state = self.engine.base.state[parameter]
-                kinds = {f"{kind}|{name}": state[kind] for kind in self.engine.kinds}
-                found |= {f"weight|{name}": parameter.data, **kinds}
-            else:
-                found[f"weight|{name}"] = safe_get_full_fp32_param(parameter)
-                for kind in self.engine.kinds:
-                    found[f"{kind}|{name}"] = safe_get_full_optimizer_state(parameter, kind)
-        if self.world.first:
-            save_file({name: value.detach().clone().float() for name, value in found.items()}, path)
-        plain(self)
-
-    Trainer._conclude = conclude
+    saving.save_file = save_file
 
 
-FAULTS = (nan_loss, kill_in_save, slow_save, full_disk_at, no_file_above, slow_steps, hang, spike, slow_validation)
-FAULTS += (print_config, dump_state)
+FAULTS = (nan_loss, infinite_gradient, kill_in_save, slow_save, full_disk_at, no_file_above, vanish_in_save)
+FAULTS += (slow_steps, slow_validation, hang, spike)
 
 if __name__ == "__main__":
+    from pretrain.signals import end_when_asked
+
+    end_when_asked()  # as launch/pretrain.py does: before faults import what is slow
+    from tests.pretrain.observing import OBSERVERS
+
     divide = sys.argv.index("--")
     launcher = [argument for argument in sys.argv[1:divide] if argument.startswith("--local_rank")]
     for fault in sys.argv[1 + len(launcher) : divide]:
         name, _, value = fault.partition("=")
-        {fault.__name__: fault for fault in FAULTS}[name](value)
+        {fault.__name__: fault for fault in (*FAULTS, *OBSERVERS)}[name](value)
     script = str(ROOT / "launch" / "pretrain.py")
     sys.argv = [script, *launcher, *sys.argv[divide + 1 :]]
     runpy.run_path(script, run_name="__main__")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import torch
 from pretrain.contact import LOST_CONTACT, LostContact, is_lost_contact, lost_ranks, sentence, told_when_lost
 from pretrain.distributed import Peer, World
 from pretrain.errors import PretrainError
-from tests.ranks import QUICK, finish, start
+from tests.pretrain import faults
+from tests.ranks import QUICK, finish, logged_steps, pretrain_well, records, start, wait_for
 
+FAULTS = Path(faults.__file__)
 HERE = socket.gethostname()
 CLOSED = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:38535. "
@@ -86,3 +89,23 @@ def test_a_rank_whose_others_never_come_ends_with_a_sentence(synthetic_corpus, t
     assert code == 2
     assert "rank 0 of 2 could not meet the others" in err
     assert "Traceback" not in err
+
+
+def test_a_rank_that_is_killed_is_named_by_the_others_and_the_run_continues(synthetic_corpus, tmp_path) -> None:
+    arguments = [*QUICK, f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "run.name=run"]
+    arguments += ["checkpoint.every_steps=2", "compute.timeout_minutes=2"]
+    ranks = start(["slow_steps=0.1", "--", *arguments], 3, script=FAULTS)
+    wait_for(lambda: logged_steps(tmp_path / "run") >= 5)
+    ranks[1].kill()
+    results = finish(ranks, timeout=60)
+    assert [code for code, _, _ in results] == [LOST_CONTACT, -9, LOST_CONTACT], results
+    for rank in (0, 2):
+        said = f"rank {rank} lost contact with "
+        (told,) = [line for line in results[rank][2].splitlines() if line.startswith("error:")]
+        log = (tmp_path / "run" / "logs" / f"rank-{rank:05d}.log").read_text().splitlines()
+        for line in (told, log[-1]):
+            assert said in line
+            assert f"rank 1 (process {ranks[1].pid} on {HERE})" in line
+        assert "Traceback" not in results[rank][2]
+    pretrain_well(arguments, 2)
+    assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 21))

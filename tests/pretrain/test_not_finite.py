@@ -38,6 +38,31 @@ def test_a_step_with_a_loss_of_one_rank_that_is_not_finite_is_skipped_on_all(arg
     assert sum(err.count("the step is skipped") for _, _, err in results) == 2
 
 
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (0, "fp32"),
+        (2, "bf16"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, "fp32"), (3, "bf16")]),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in [(1, "fp32"), (3, "fp32"), (1, "bf16"), (0, "bf16_autocast")]
+        ),
+    ],
+)
+def test_a_gradient_that_overflows_on_one_rank_is_skipped_on_all(arguments, tmp_path, stage, precision) -> None:
+    """The loss is finite and logged; the gradient is not."""
+    settings = [f"deepspeed.zero_stage={stage}", f"compute.precision={precision}"]
+    results = pretrain(["infinite_gradient=1:3:3", "--", *arguments, *settings], 2, script=FAULTS)
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert [record["skipped_steps"] for record in records(tmp_path / "run")] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert None not in [record["loss"] for record in records(tmp_path / "run")]
+    assert same_bits(saved(tmp_path, 3), saved(tmp_path, 4))
+    assert not same_bits(saved(tmp_path, 4), saved(tmp_path, 5))
+    assert last(tmp_path / "run").progress.optimizer_steps == 7
+    assert all(bool(values.isfinite().all()) for values in last(tmp_path / "run").weights().values())
+
+
 @pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_training_stops_after_the_configured_number_in_a_row(arguments, tmp_path, stage) -> None:
     settings = ["optimizer.stop_after_skipped=3", f"deepspeed.zero_stage={stage}"]

@@ -83,6 +83,7 @@ def require_saved_and_continue(results, arguments: list[str], run: Path, referen
         pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, [0], marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, [0, 1], marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, [1], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_any_rank_stops_all_at_one_step_and_loses_nothing(base, whole, number, signalled) -> None:
