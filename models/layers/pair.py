@@ -1,4 +1,4 @@
-"""The pair stream z [B, L, L, p] of RibonanzaNet: outer product, relative positions, axis dropout, transition.
+"""What RibonanzaNet's pair stream z [B, L, L, p] is made of: outer products and relative positions.
 
 Every module uses only its own parameters in its own forward: ZeRO-3 gathers parameters module by module.
 """
@@ -13,10 +13,11 @@ from models.layers.swish_gate import Linear
 
 
 class OuterProduct(nn.Module):
-    """The pairwise product of a projected sequence stream, [B, L, d] -> [B, L, L, p] (spec 1.3, OPM).
+    """The pairwise product of a projected sequence stream, [B, L, d] -> its factors x, u (spec 1.3, OPM).
 
     out[i, j, p] = b[p] + sum over c, d of W[p, c·outer + d] · x[j, c] · x[i, d], with x = down(s). There is no mean and
-    no mask. The [L, L, outer²] product of the plain form never exists: see `_PairwiseForm`.
+    no mask. The [L, L, outer²] product of the plain form never exists: see `_PairwiseForm`. Who uses the factors adds
+    their product x uᵀ to z as it is made.
     """
 
     def __init__(self, width: int, outer: int, pair: int) -> None:
@@ -24,7 +25,7 @@ class OuterProduct(nn.Module):
         self.down = Linear(width, outer)
         self.up = _PairwiseForm(outer * outer, pair)
 
-    def forward(self, s_BLd: Tensor) -> Tensor:
+    def forward(self, s_BLd: Tensor) -> tuple[Tensor, Tensor]:
         return self.up(self.down(s_BLd))
 
 
@@ -32,16 +33,19 @@ class _PairwiseForm(Linear):
     """The linear layer of the plain form, applied in another order: first to x[j] alone, then to x[i].
 
     u[j, p, d] = sum over c of W[p, c, d] x[j, c] costs L instead of L²; the rest is one matrix product per sequence,
-    [L, outer] · [outer, L·p], about a thirtieth of the work at L = 200 (spec 11.2). Equal up to rounding.
+    [L, outer] · [outer, L·p], about a thirtieth of the work at L = 200 (spec 11.2). Equal up to rounding. The bias is
+    one more column of u, beside ones in x: adding it to the product would be another pass over z.
     """
 
-    def forward(self, x_BLc: Tensor) -> Tensor:
+    def forward(self, x_BLc: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, L, outer + 1] and u [B, L·p, outer + 1]."""
         batch, length, outer = x_BLc.shape
         pair = self.out_features
         weight_cpd = self.weight.view(pair, outer, outer).permute(1, 0, 2).reshape(outer, pair * outer)
-        u_BNd = (x_BLc @ weight_cpd).view(batch, length * pair, outer)
-        out_BLN = torch.baddbmm(self.bias.repeat(length), x_BLc, u_BNd.mT)
-        return out_BLN.view(batch, length, length, pair)
+        u_BLpd = (x_BLc @ weight_cpd).view(batch, length, pair, outer)
+        bias_BLp1 = self.bias.to(u_BLpd.dtype)[:, None].expand(batch, length, pair, 1)
+        ones = x_BLc.new_ones(batch, length, 1)
+        return torch.cat((x_BLc, ones), -1), torch.cat((u_BLpd, bias_BLp1), -1).flatten(1, 2)
 
 
 class RelativePosition(Linear):
@@ -58,25 +62,3 @@ class RelativePosition(Linear):
         place = torch.arange(length, device=self.weight.device)
         offset = (place[:, None] - place[None, :]).clamp(-self.reach, self.reach) + self.reach
         return F.embedding(offset, self.weight.mT + self.bias)
-
-
-class PairTransition(nn.Module):
-    """z -> down(ReLU(up(LN(z)))), [B, L, L, p] -> [B, L, L, p]; no dropout."""
-
-    def __init__(self, pair: int, inner: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(pair)
-        self.up = Linear(pair, inner)
-        self.down = Linear(inner, pair)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(self.norm(z))))
-
-
-def axis_dropout(z: Tensor, rate: float, shared: int, training: bool) -> Tensor:
-    """Dropout of [B, i, j, p] with one draw for all places along dimension ``shared`` (1: i, "row"; 2: j, "column")."""
-    if not training or rate == 0:
-        return z
-    shape = list(z.shape)
-    shape[shared] = 1
-    return z * F.dropout(z.new_ones(shape), rate)
