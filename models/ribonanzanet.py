@@ -2,7 +2,7 @@
 
 Source: the facts in the RibonanzaNet specification (architecture 1, quirks 2), taken from the authors' released code.
 A batch is [B, L] nucleotides of similar lengths with a mask of the real positions. It knows nothing of losses, of
-profiles or of optimizers. Two streams: s [B, L, d] of the sequence and z [B, L, L, p] of its pairs. One layer:
+profiles or of optimizers. Two streams: s [B, L, d] of the sequence and z [B, p, L, L] of its pairs. One layer:
 
     s = LN(s + Conv(s))                          Conv over 5 positions, over 1 in the last layer
     a = LN(s + Attention(s, bias from z))        the authors add and normalise twice over the same s:
@@ -151,21 +151,21 @@ class RibonanzaNet(nn.Module):
         """
         s, z = self.states(tokens, is_real)
         # The authors' "+ 0 · mean(z)", which connects the last update of z, but safe where z overflows.
-        output: Tensor = self.head(s) + (z[:1, :1, :1] * 0).nan_to_num().sum()
+        output: Tensor = self.head(s) + (z[:1, :, :1, :1] * 0).nan_to_num().sum()
         return output
 
     def states(self, tokens: Tensor, is_real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(s [B, L, d], z [B, L, L, p]) after the last layer; arguments as above.
+        """(s [B, L, d], z [B, p, L, L]) after the last layer; arguments as above.
 
-        With ``skip_last_pair_update`` z is a placeholder [1, 1, 1, p] through which the parameters of the update that
+        With ``skip_last_pair_update`` z is a placeholder [1, p, 1, 1] through which the parameters of the update that
         is left out stay connected.
         """
         config = self.config
         mask = pair_mask(config.mask_mode, None if is_real is None else is_real.bool())
         s = self.embed(tokens)
-        x, u = self.outer(s)
+        u, x = self.outer(s)
         places = self.position(tokens.shape[1]).to(x.dtype)
-        z = torch.baddbmm(places.flatten(1), x, u.mT).view(-1, *places.shape)
+        z = torch.baddbmm(places.flatten(0, 1), u, x.mT).view(-1, *places.shape)
         for i, block in enumerate(self.blocks):
             kept = mask.later if i else mask.first
             skip = config.skip_last_pair_update and i == config.layers - 1
@@ -195,7 +195,7 @@ class RibonanzaNet(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, (s [B, L, d], z [B, L, L, p]) -> the same (spec 1.3, steps 1 to 10)."""
+    """One layer, (s [B, L, d], z [B, p, L, L]) -> the same (spec 1.3, steps 1 to 10)."""
 
     def __init__(self, config: RibonanzaNetConfig, kernel_size: int) -> None:
         super().__init__()
@@ -211,23 +211,23 @@ class Block(nn.Module):
         self.pair = PairUpdate(config)
 
     def forward(
-        self, s_BLd: Tensor, z_BLLp: Tensor, kept_BL1: Tensor | None, mask: PairMask, skip_pair: bool
+        self, s_BLd: Tensor, z_BpLL: Tensor, kept_BL1: Tensor | None, mask: PairMask, skip_pair: bool
     ) -> tuple[Tensor, Tensor]:
         """``kept_BL1`` multiplies s before the convolution. ``skip_pair``: z is updated at one made-up place only."""
         if self.checkpointing and torch.is_grad_enabled():  # dropout repeats: the generator's state is kept
-            s = checkpoint(self._sequence, s_BLd, z_BLLp, kept_BL1, mask, use_reentrant=False)
+            s = checkpoint(self._sequence, s_BLd, z_BpLL, kept_BL1, mask, use_reentrant=False)
         else:
-            s = self._sequence(s_BLd, z_BLLp, kept_BL1, mask)
+            s = self._sequence(s_BLd, z_BpLL, kept_BL1, mask)
         if skip_pair:
-            z = z_BLLp.new_zeros(1, 1, 1, z_BLLp.shape[-1])
+            z = z_BpLL.new_zeros(1, z_BpLL.shape[1], 1, 1)
             return s, self.pair(s.new_zeros(1, 1, s.shape[-1]), z, PairMask())
-        return s, self.pair(s, z_BLLp, mask)
+        return s, self.pair(s, z_BpLL, mask)
 
-    def _sequence(self, s_BLd: Tensor, z_BLLp: Tensor, kept_BL1: Tensor | None, mask: PairMask) -> Tensor:
+    def _sequence(self, s_BLd: Tensor, z_BpLL: Tensor, kept_BL1: Tensor | None, mask: PairMask) -> Tensor:
         """Steps 1 to 6."""
         s = s_BLd if kept_BL1 is None else s_BLd * kept_BL1.to(s_BLd.dtype)
         s = self.conv_norm(s + self.conv(s.mT).mT)
-        a = self.attn_norm(s + self._drop(self.attn(s, z_BLLp, mask)))
+        a = self.attn_norm(s + self._drop(self.attn(s, z_BpLL, mask)))
         s = a if self.second_norm is None else self.second_norm(s + self._drop(a))
         inner = self._drop(F.gelu(self.up(s)))
         return self.ffn_norm(s + self._drop(self.down(inner)))
@@ -251,10 +251,10 @@ class SelfAttention(nn.Module):
         self.bias = HandedLinear(config.pair, config.heads, bias=False)
         self.out = Linear(config.width, config.width, bias=False)
 
-    def forward(self, s_BLd: Tensor, z_BLLp: Tensor, mask: PairMask) -> Tensor:
+    def forward(self, s_BLd: Tensor, z_BpLL: Tensor, mask: PairMask) -> Tensor:
         qkv = self.qkv(s_BLd).view(*s_BLd.shape[:2], 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D] each
-        bias_BHLL = pair_bias(z_BLLp, *after_norm(self.bias_norm, self.bias))
+        bias_BHLL = pair_bias(z_BpLL, *after_norm(self.bias_norm, self.bias))
         weights = masked_softmax((q @ k.mT) * self.head_dim**-0.5 + bias_BHLL, mask)
         if self.training and self.dropout:
             weights = F.dropout(weights, self.dropout)

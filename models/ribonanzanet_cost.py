@@ -38,25 +38,47 @@ def flops(config: RibonanzaNetConfig, lengths: Iterable[int], targets: int | Non
     """FLOPs of one forward and backward pass over sequences of ``lengths`` nucleotides: three times the forward pass.
 
     The work of this implementation, that is with the outer product in its cheap order (spec 11.2) and without the last
-    pair update where the configuration leaves it out. Neither padding nor recomputation under checkpointing count, so
-    that this over time and peak is the model-FLOPs utilisation. ``targets`` is there for the common interface: the
+    pair update where the configuration leaves it out. Neither padding nor recomputation count, so that this over time
+    and peak is the model-FLOPs utilisation; torch's counter sees the recomputation too (`recomputed_flops`). ``targets`` is there for the common interface: the
     head's share is nothing.
     """
     return 3.0 * sum(_forward(config, length) for length in lengths)
+
+
+def recomputed_flops(config: RibonanzaNetConfig, lengths: Iterable[int]) -> float:
+    """FLOPs of the backward pass beyond twice the forward pass: what torch's counter sees besides `flops`."""
+    return sum(_recomputed(config, length) for length in lengths)
+
+
+def _recomputed(config: RibonanzaNetConfig, length: int) -> float:
+    """Of z the transition's inner layer and the projections of both triangle updates; with checkpointing z itself too,
+    up to the second triangle product, and the sequence stream."""
+    p, places = config.pair, length**2
+    updates = config.layers - config.skip_last_pair_update
+    again = places * (8 + 2 * 10) * p * p
+    if not config.checkpointing:
+        return updates * again
+    again += places * (2 * (config.outer + 1) * p + 12 * p * p) + length**3 * 4 * p
+    return updates * again + _sequence(config, length)
 
 
 def _forward(config: RibonanzaNetConfig, length: int) -> float:
     """FLOPs of the forward pass over one sequence; two per multiplication and addition (spec 11.1)."""
     d, p, c = config.width, config.pair, config.outer
     updates = config.layers - config.skip_last_pair_update
-    kernels = (config.layers - 1) * config.kernel_size + 1
-    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * c * p
+    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * (c + 1) * p  # + 1: the bias is part of the product
     update = outer + length**2 * (2 * 12 * p * p + 16 * p * p) + length**3 * 4 * p
     if config.triangle_attention:
         update += 2 * (length**2 * (10 * p * p + 2 * p * config.triangle_heads) + length**3 * 4 * p)
-    sequence = length * (8 * d * d + 4 * d * config.ffn) + length**2 * (2 * p * config.heads + 4 * d)
-    once = outer + length * 2 * d * config.channels
-    return once + config.layers * sequence + kernels * length * 2 * d * d + updates * update
+    return outer + length * 2 * d * config.channels + _sequence(config, length) + updates * update
+
+
+def _sequence(config: RibonanzaNetConfig, length: int) -> float:
+    """Of all layers of the sequence stream, with the bias that its attention takes from z."""
+    d = config.width
+    layer = length * (8 * d * d + 4 * d * config.ffn) + length**2 * (2 * config.pair * config.heads + 4 * d)
+    kernels = (config.layers - 1) * config.kernel_size + 1
+    return config.layers * layer + kernels * length * 2 * d * d
 
 
 def activation_bytes(
@@ -71,33 +93,43 @@ def activation_bytes(
     Every sequence counts as the longest one. ``element_bytes`` is the width of the compute dtype (2 for bf16),
     ``residual_bytes`` that of the sequence stream (4 under fp32-parameter autocast; default: as the compute dtype; z is
     in the compute dtype in any case). The estimate holds for the eager model on CPU, where triangle attention keeps its
-    weights; fused kernels and torch.compile keep less.
+    weights; fused kernels and torch.compile keep less. With checkpointing it includes the sequence stream of one layer
+    in full, which the backward pass makes again. What it needs besides while it runs is `working_bytes`.
     """
     lengths = list(lengths)
     if not lengths:
         return 0
     length, e, r = max(lengths), element_bytes, residual_bytes or element_bytes
     d, p, h, c, dropping = config.width, config.pair, config.heads, config.outer, config.dropout > 0
-    # Per nucleotide. The stream around five norms; q, k, v, output, and feed-forward; the factors of the outer product.
-    row = 9 * d * r + e * (7 * d + (2 + dropping) * config.ffn)
-    product = e * (c + p * c)
-    # Per pair. z and its norm; softmax weights in fp32, and what dropout makes of them.
-    attention = (
-        2 * p * e + 8 + h * (4 + (e if config.attention_dropout or e != 4 else 0) + 4 * (config.attention_dropout > 0))
-    )
-    update = 12 * p * e + 16  # z, norm, fields (2), gates (2), sides (2), sum, its norm, output gate, gated
-    pair = 2 * update + 6 * p * e + 8  # transition: z, norm, ReLU(up) (4)
-    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
-        pair += 2 * (8 * p * e + 8 + length * config.triangle_heads * e)
     places = length * length
-    without = length * row + places * attention
-    full = without + length * product + places * pair
-    last = without if config.skip_last_pair_update else full
-    if config.checkpointing:  # the inputs of every layer, and one layer at a time in full
-        kept = config.layers * (length * d * r + places * p * e) + (full if config.layers > 1 else last)
-    else:
-        kept = (config.layers - 1) * full + last
-    return int(len(lengths) * (kept + length * product) + 8 * places)
+    z = places * p * e
+    # The stream around five norms; q, k, v, output, and feed-forward. Softmax weights in fp32 and what dropout makes
+    # of them.
+    sequence = length * (9 * d * r + e * (7 * d + (2 + dropping) * config.ffn))
+    sequence += places * h * (4 + (e if config.attention_dropout or e != 4 else 0) + 4 * (config.attention_dropout > 0))
+    factors = length * e * (c + (p + 1) * (c + 1))  # of an outer product
+    update = factors + dropping * 2 * length * p * e + z  # z before the transition
+    if not config.checkpointing:
+        update += 4 * z  # z after the outer product and after the first triangle update; both triangle products
+    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
+        update += 2 * (8 * z + places * (8 + length * config.triangle_heads * e))
+    updates = config.layers - config.skip_last_pair_update
+    streams = length * d * r + sequence if config.checkpointing else config.layers * sequence
+    if config.checkpointing:  # the inputs of every layer
+        streams += (config.layers - 1) * length * d * r
+    return int(len(lengths) * (streams + config.layers * z + updates * update + factors) + 8 * places)
+
+
+def working_bytes(config: RibonanzaNetConfig, lengths: Iterable[int], *, element_bytes: int = 2) -> int:
+    """The most bytes that the backward pass needs besides what is kept: gradients of z, and one sequence's update.
+
+    Of the batch the gradients of z that enter and leave a triangle update. Of one sequence the update's sides (2) and
+    gradients of them (2), fields and gates (4), gradients of the product and of z (3), and with checkpointing what it
+    makes again (4).
+    """
+    lengths = list(lengths)
+    z = max(lengths, default=0) ** 2 * config.pair * element_bytes
+    return (2 * len(lengths) + (15 if config.checkpointing else 11)) * z
 
 
 def _outer_parameters(config: RibonanzaNetConfig) -> int:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.handed import HandedLinear, HandedNorm, after_norm
-from models.layers.pair_rows import NORM_EPS, centred, centred_backward, row_slices, wide_zeros
+from models.layers.pair_rows import NORM_EPS, centred, centred_backward, linear, pieces, plain_centred, wide_zeros
 
 
 class PairTransition(nn.Module):
-    """z [B, L, L, p] -> z + down(ReLU(up(LN(z)))), the same shape; no dropout."""
+    """z [B, p, L, L] -> z + down(ReLU(up(LN(z)))), the same shape; no dropout."""
 
     def __init__(self, pair: int, inner: int) -> None:
         super().__init__()
@@ -21,18 +21,18 @@ class PairTransition(nn.Module):
         self.up = HandedLinear(pair, inner)
         self.down = HandedLinear(inner, pair)
 
-    def forward(self, z_BLLp: Tensor) -> Tensor:
+    def forward(self, z_BpLL: Tensor) -> Tensor:
         weights = (*after_norm(self.norm, self.up), *self.down())
         if torch.compiler.is_compiling():
-            return plain_transition(z_BLLp, *weights)
-        out: Tensor = Transition.apply(z_BLLp, *weights)  # type: ignore[no-untyped-call]
+            return plain_transition(z_BpLL, *weights)
+        out: Tensor = Transition.apply(z_BpLL, *weights)  # type: ignore[no-untyped-call]
         return out
 
 
 def plain_transition(z: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
     """The same as `Transition`, for compilers, which choose themselves what to keep."""
-    x = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS).to(z.dtype)
-    return z + F.linear(F.relu(F.linear(x, up, up_bias)), down, down_bias)
+    inner = F.relu(up @ plain_centred(z) + up_bias[:, None])
+    return z + (down @ inner + down_bias[:, None]).view_as(z)
 
 
 class Transition(torch.autograd.Function):
@@ -46,14 +46,13 @@ class Transition(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
         ctx.save_for_backward(z, up, up_bias, down, down_bias)
         up, up_bias, down, down_bias = (w.to(z.dtype) for w in (up, up_bias, down, down_bias))
-        out = torch.empty_like(z)
+        z, out = z.contiguous(), torch.empty_like(z, memory_format=torch.contiguous_format)
         with torch.autocast(z.device.type, enabled=False):
-            for b in range(z.shape[0]):
-                for rows, _ in row_slices(z[b]):
-                    z_Np = z[b, rows].flatten(0, 1)
-                    inner = torch.addmm(up_bias, centred(z_Np)[0], up.mT).relu_()
-                    change = torch.addmm(down_bias, inner, down.mT)
-                    torch.add(z_Np, change, out=out[b, rows].flatten(0, 1))
+            for z_pLL, out_pLL in zip(z, out, strict=True):
+                for _, places in pieces(z_pLL):
+                    z_pN = z_pLL.flatten(1)[:, places]
+                    inner = linear(up, up_bias, centred(z_pN)[0]).relu_()
+                    torch.add(z_pN, linear(down, down_bias, inner), out=out_pLL.flatten(1)[:, places])
         return out
 
     @staticmethod
@@ -61,21 +60,19 @@ class Transition(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         z, *weights = ctx.saved_tensors
         up, up_bias, down, _ = (w.to(z.dtype) for w in weights)
-        grad_up, grad_up_bias, grad_down, grad_down_bias = (wide_zeros(w) for w in weights)
+        grad_up, grad_up_bias, grad_down, grad_down_bias = grads = [wide_zeros(w) for w in weights]
+        z, grad = z.contiguous(), grad.contiguous()
         grad_z = torch.empty_like(z)
-        grad = grad.contiguous()
-        for b in range(z.shape[0]):
-            for rows, _ in row_slices(z[b]):
-                z_Np, grad_Np = z[b, rows].flatten(0, 1), grad[b, rows].flatten(0, 1)
-                x, mean, scale = centred(z_Np)
-                inner = torch.addmm(up_bias, x, up.mT).relu_()
-                grad_down += grad_Np.mT @ inner
-                grad_down_bias += grad_Np.sum(0)
-                grad_inner = torch.ops.aten.threshold_backward(grad_Np @ down, inner, 0)
-                grad_up += grad_inner.mT @ x
-                grad_up_bias += grad_inner.sum(0)
-                change = centred_backward(grad_inner @ up, z_Np, mean, scale)
-                torch.add(grad_Np, change, out=grad_z[b, rows].flatten(0, 1)) if change.dtype == z.dtype else (
-                    grad_z[b, rows].flatten(0, 1).copy_(change.add_(grad_Np))
-                )
-        return grad_z, grad_up, grad_up_bias, grad_down, grad_down_bias
+        for z_pLL, grad_pLL, grad_z_pLL in zip(z, grad, grad_z, strict=True):
+            for _, places in pieces(z_pLL):
+                grad_pN = grad_pLL.flatten(1)[:, places]
+                x, scale = centred(z_pLL.flatten(1)[:, places])
+                inner = linear(up, up_bias, x).relu_()
+                grad_down += grad_pN @ inner.mT
+                grad_down_bias += grad_pN.sum(1)
+                grad_inner = torch.ops.aten.threshold_backward(down.mT @ grad_pN, inner, 0)
+                grad_up += grad_inner @ x.to(z.dtype).mT
+                grad_up_bias += grad_inner.sum(1)
+                change = centred_backward(up.mT @ grad_inner, x, scale)
+                torch.add(change, grad_pN, out=grad_z_pLL.flatten(1)[:, places])
+        return grad_z, *grads

@@ -1,4 +1,4 @@
-"""The update of RibonanzaNet's pair stream z [B, L, L, p] in one layer (spec 1.3, steps 7 to 10).
+"""The update of RibonanzaNet's pair stream z [B, p, L, L] in one layer (spec 1.3, steps 7 to 10).
 
     z1 = z + OuterProduct(s)
     z2 = z1 + drop(outgoing triangle update of z1)
@@ -29,11 +29,9 @@ from models.layers.triangle_attention import TriangleAttention
 if TYPE_CHECKING:
     from models.ribonanzanet import RibonanzaNetConfig
 
-UPDATES = ((True, 0), (False, 1))  # outgoing, number
-
 
 class PairUpdate(nn.Module):
-    """One layer's update of z, [B, L, L, p] -> [B, L, L, p], from z and s (steps 7 to 10)."""
+    """One layer's update of z, [B, p, L, L] -> [B, p, L, L], from z and s (steps 7 to 10)."""
 
     def __init__(self, config: RibonanzaNetConfig) -> None:
         super().__init__()
@@ -63,7 +61,7 @@ class PairUpdate(nn.Module):
         return out
 
     def _dropped(self, z: Tensor, attention: TriangleAttention, mask: PairMask, shared: int) -> Tensor:
-        change = attention(z, mask)
+        change = attention(z.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
         drop = self._drop(z, shared)
         return z + (change if drop is None else change * drop)
 
@@ -72,23 +70,23 @@ class PairUpdate(nn.Module):
 
 
 def axis_dropout(z: Tensor, rate: float, shared: int) -> Tensor:
-    """Factors of [B, i, j, p], one draw for all places along dimension ``shared`` (1: i, "row"; 2: j, "column")."""
-    shape = list(z.shape)
-    shape[shared] = 1
-    return F.dropout(z.new_ones(shape), rate)
+    """Factors of [B, p, i, j], one draw for all places along ``shared`` (1: i, "row"; 2: j, "column")."""
+    batch, pair, *places = z.shape
+    places[shared - 1] = 1
+    return F.dropout(z.new_ones(batch, *places, pair), rate).permute(0, 3, 1, 2).contiguous()
 
 
-def plain_triangles(z: Tensor, x: Tensor, u: Tensor, drop_out: Any, drop_in: Any, mask: Any, *weights: Tensor) -> Tensor:
+def plain_triangles(z: Tensor, u: Tensor, x: Tensor, drop_out: Any, drop_in: Any, mask: Any, *weights: Tensor) -> Tensor:
     """The same as `Triangles`, for compilers, which choose themselves what to keep."""
-    z = torch.baddbmm(z.flatten(2), x, u.mT).view_as(z)
+    z = torch.baddbmm(z.flatten(1, 2), u, x.mT).view_as(z)
     z = triangle.plain_update(z, triangle.Weights(*weights[:6]), drop_out, mask, True)
     return triangle.plain_update(z, triangle.Weights(*weights[6:]), drop_in, mask, False)
 
 
 class Triangles(torch.autograd.Function):
-    """z -> z3 of [B, L, L, p], with the factors of the outer product x [B, L, c], u [B, L·p, c] (layers/pair.py).
+    """z -> z3 of [B, p, L, L], with the factors of the outer product u [B, p·L, c], x [B, L, c] (layers/pair.py).
 
-    ``drops`` are factors of [B, 1 or L, 1 or L, p] or None, ``mask`` is [B, L, L] or None. ``weights`` are those of the
+    ``drops`` are factors of [B, p, 1 or L, 1 or L] or None, ``mask`` is [B, L, L] or None. ``weights`` are those of the
     outgoing and the ingoing update.
     """
 
@@ -96,8 +94,8 @@ class Triangles(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        x: Tensor,
         u: Tensor,
+        x: Tensor,
         drop_out: Tensor | None,
         drop_in: Tensor | None,
         mask: Tensor | None,
@@ -106,24 +104,24 @@ class Triangles(torch.autograd.Function):
     ) -> Tensor:
         mask = None if mask is None else mask.to(z.dtype)
         drops, both = (drop_out, drop_in), _in_dtype(weights, z.dtype)
-        out = torch.empty_like(z)
+        z, out = z.contiguous(), z.new_empty(z.shape)
         kept = _Kept.empty(z) if keep and any(ctx.needs_input_grad) else None
         room = _Room(z)
         with torch.autocast(z.device.type, enabled=False):
             for b in range(z.shape[0]):
-                _forward(z[b], x[b], u[b], out[b], kept and kept.of(b), room, both, _of(drops, b), _of((mask,), b)[0])
+                _forward(z[b], u[b], x[b], out[b], kept and kept.of(b), room, both, _of(drops, b), _of((mask,), b)[0])
         ctx.keep = kept is not None
-        ctx.save_for_backward(z, x, u, drop_out, drop_in, mask, *weights, *(kept.tensors if kept else ()))
+        ctx.save_for_backward(z, u, x, drop_out, drop_in, mask, *weights, *(kept.tensors if kept else ()))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, x, u, drop_out, drop_in, mask, *others = ctx.saved_tensors
+        z, u, x, drop_out, drop_in, mask, *others = ctx.saved_tensors
         drops, both = (drop_out, drop_in), _in_dtype(others[:12], z.dtype)
         kept = _Kept(*others[12:]) if ctx.keep else None
         grad = grad.contiguous()
-        grad_z, grad_x, grad_u = torch.empty_like(z), torch.empty_like(x), torch.empty_like(u)
+        grad_z, grad_u, grad_x = torch.empty_like(z), torch.empty_like(u), torch.empty_like(x)
         into = [triangle.Gradients.zeros(triangle.Weights(*others[i : i + 6])) for i in (0, 6)]
         room = _Room(z, parts=True)
         again = None if kept else _Kept.empty(z[:1])
@@ -131,7 +129,7 @@ class Triangles(torch.autograd.Function):
             drop, mask_b = _of(drops, b), _of((mask,), b)[0]
             if again is not None:
                 kept_b = again.of(0)
-                _forward(z[b], x[b], u[b], None, kept_b, room, both, drop, mask_b)
+                _forward(z[b], u[b], x[b], None, kept_b, room, both, drop, mask_b)
             else:
                 kept_b = kept.of(b)
             moving = grad[b]
@@ -143,41 +141,39 @@ class Triangles(torch.autograd.Function):
                     moving, z_n, o_n, room.sides, room.parts, both[n], drop[n], mask_b, n == 0, into[n]
                 )
             grad_z[b] = moving
-            grad_product = moving.flatten(1)
-            torch.mm(grad_product, u[b], out=grad_x[b])
-            torch.mm(grad_product.mT, x[b], out=grad_u[b])
-        return grad_z, grad_x, grad_u, None, None, None, None, *into[0], *into[1]
+            torch.mm(moving.flatten(0, 1), x[b], out=grad_u[b])
+            torch.mm(moving.flatten(0, 1).mT, u[b], out=grad_x[b])
+        return grad_z, grad_u, grad_x, None, None, None, None, *into[0], *into[1]
 
 
 class _Room:
     """Space for the widest tensors of one sequence, used for one after the other."""
 
     def __init__(self, z: Tensor, parts: bool = False) -> None:
-        length, pair = z.shape[1], z.shape[3]
-        self.sides = z.new_empty(2 * pair, length, length)
-        self.parts = z.new_empty(4 * pair, length * length) if parts else None
+        pair, *places = z.shape[1:]
+        self.sides = z.new_empty(2 * pair, *places)
+        self.parts = z.new_empty(4 * pair, *places) if parts else None
 
 
 class _Kept:
-    """What the backward pass needs of each sequence, beside z: z1, o1, z2, o2; o with its channels in front."""
+    """What the backward pass needs of each sequence, beside z: z1, o1, z2, o2, each like z."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
     @classmethod
     def empty(cls, z: Tensor) -> _Kept:
-        batch, length, _, pair = z.shape
-        return cls(*(z.new_empty(shape) for shape in 2 * (z.shape, (batch, pair, length, length))))
+        return cls(*(z.new_empty(z.shape) for _ in range(4)))
 
     def of(self, b: int) -> tuple[Tensor, ...]:
         return tuple(x[b] for x in self.tensors)
 
 
 def _forward(
-    z_LLp: Tensor,
-    x: Tensor,
+    z_pLL: Tensor,
     u: Tensor,
-    out_LLp: Tensor | None,
+    x: Tensor,
+    out_pLL: Tensor | None,
     kept: tuple[Tensor, ...] | None,
     room: _Room,
     both: list[triangle.Weights],
@@ -185,14 +181,14 @@ def _forward(
     mask_LL: Tensor | None,
 ) -> None:
     """z3 of one sequence into ``out``, and z1, o1, z2, o2 into ``kept``; without ``out`` all but z3."""
-    z1, o1, z2, o2 = kept if kept is not None else (out_LLp, None, out_LLp, None)
-    torch.addmm(z_LLp.flatten(1), x, u.mT, out=z1.flatten(1))
+    z1, o1, z2, o2 = kept if kept is not None else (out_pLL, None, out_pLL, None)
+    torch.addmm(z_pLL.flatten(0, 1), u, x.mT, out=z1.flatten(0, 1))
     triangle.make_sides(z1, both[0], mask_LL, room.sides, None)
     triangle.finish(z1, triangle.product(room.sides, True, o1), both[0], drops[0], z2)
     triangle.make_sides(z2, both[1], mask_LL, room.sides, room.parts)
     o2 = triangle.product(room.sides, False, o2)
-    if out_LLp is not None:
-        triangle.finish(z2, o2, both[1], drops[1], out_LLp)
+    if out_pLL is not None:
+        triangle.finish(z2, o2, both[1], drops[1], out_pLL)
 
 
 def _of(tensors: tuple[Tensor | None, ...], b: int) -> tuple[Tensor | None, ...]:

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig, activation_bytes, count_parameters, flops
+from models.ribonanzanet_cost import recomputed_flops
 
 VARIANTS = [
     {},
@@ -41,6 +42,18 @@ def test_flops_are_what_torch_counts(overrides):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randint(0, 4, (1, 40)), torch.ones(1, 40, dtype=torch.bool))
     assert flops(config, [40]) / 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_flops_of_training_are_what_torch_counts(checkpointing, skip):
+    """Of a whole step: three times the forward pass, and what the backward pass computes again."""
+    config = RibonanzaNetConfig.named("nano", checkpointing=checkpointing, skip_last_pair_update=skip)
+    model = RibonanzaNet(config).train()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, 4, (2, 40))).square().sum().backward()
+    expected = flops(config, [40, 40]) + recomputed_flops(config, [40, 40])
+    assert expected == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 @pytest.mark.parametrize("how", ["plain", "no dropout", "autocast", "padded", "triangle", "all pair updates"])
