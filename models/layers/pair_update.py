@@ -106,7 +106,7 @@ class Triangles(torch.autograd.Function):
         drops, both = (drop_out, drop_in), _in_dtype(weights, z.dtype)
         z, out = z.contiguous(), z.new_empty(z.shape)
         kept = _Kept.empty(z) if keep and any(ctx.needs_input_grad) else None
-        room = _Room(z)
+        room = triangle.Room(z[0]) if len(z) else None
         with torch.autocast(z.device.type, enabled=False):
             for b in range(z.shape[0]):
                 _forward(z[b], u[b], x[b], out[b], kept and kept.of(b), room, both, _of(drops, b), _of((mask,), b)[0])
@@ -123,7 +123,8 @@ class Triangles(torch.autograd.Function):
         grad = grad.contiguous()
         grad_z, grad_u, grad_x = torch.empty_like(z), torch.empty_like(u), torch.empty_like(x)
         into = [triangle.Gradients.zeros(triangle.Weights(*others[i : i + 6])) for i in (0, 6)]
-        room = _Room(z, parts=True)
+        room = triangle.Room(z[0], backward=True) if len(z) else None
+        between = z.new_empty(z.shape[1:])
         again = None if kept else _Kept.empty(z[:1])
         for b in range(z.shape[0]):
             drop, mask_b = _of(drops, b), _of((mask,), b)[0]
@@ -132,27 +133,15 @@ class Triangles(torch.autograd.Function):
                 _forward(z[b], u[b], x[b], None, kept_b, room, both, drop, mask_b)
             else:
                 kept_b = kept.of(b)
-            moving = grad[b]
-            for n in (1, 0):
+            steps = ((1, grad[b], between), (0, between, grad_z[b]))
+            for n, grad_in, grad_out in steps:
                 z_n, o_n = kept_b[2 * n : 2 * n + 2]
-                if again is None or n == 0:  # else they are still there from computing o again
-                    triangle.make_sides(z_n, both[n], mask_b, room.sides, room.parts)
-                moving = triangle.backward(
-                    moving, z_n, o_n, room.sides, room.parts, both[n], drop[n], mask_b, n == 0, into[n]
-                )
-            grad_z[b] = moving
-            torch.mm(moving.flatten(0, 1), x[b], out=grad_u[b])
-            torch.mm(moving.flatten(0, 1).mT, u[b], out=grad_x[b])
+                if again is None or n == 0:  # else the sides are still there from computing o again
+                    triangle.make_sides(z_n, both[n], mask_b, room.sides)
+                triangle.backward(grad_in, z_n, o_n, both[n], drop[n], mask_b, n == 0, room, grad_out, into[n])
+            torch.mm(grad_z[b].flatten(0, 1), x[b], out=grad_u[b])
+            torch.mm(grad_z[b].flatten(0, 1).mT, u[b], out=grad_x[b])
         return grad_z, grad_u, grad_x, None, None, None, None, *into[0], *into[1]
-
-
-class _Room:
-    """Space for the widest tensors of one sequence, used for one after the other."""
-
-    def __init__(self, z: Tensor, parts: bool = False) -> None:
-        pair, *places = z.shape[1:]
-        self.sides = z.new_empty(2 * pair, *places)
-        self.parts = z.new_empty(4 * pair, *places) if parts else None
 
 
 class _Kept:
@@ -175,7 +164,7 @@ def _forward(
     x: Tensor,
     out_pLL: Tensor | None,
     kept: tuple[Tensor, ...] | None,
-    room: _Room,
+    room: triangle.Room,
     both: list[triangle.Weights],
     drops: tuple[Tensor | None, ...],
     mask_LL: Tensor | None,
@@ -183,9 +172,9 @@ def _forward(
     """z3 of one sequence into ``out``, and z1, o1, z2, o2 into ``kept``; without ``out`` all but z3."""
     z1, o1, z2, o2 = kept if kept is not None else (out_pLL, None, out_pLL, None)
     torch.addmm(z_pLL.flatten(0, 1), u, x.mT, out=z1.flatten(0, 1))
-    triangle.make_sides(z1, both[0], mask_LL, room.sides, None)
+    triangle.make_sides(z1, both[0], mask_LL, room.sides)
     triangle.finish(z1, triangle.product(room.sides, True, o1), both[0], drops[0], z2)
-    triangle.make_sides(z2, both[1], mask_LL, room.sides, room.parts)
+    triangle.make_sides(z2, both[1], mask_LL, room.sides)
     o2 = triangle.product(room.sides, False, o2)
     if out_pLL is not None:
         triangle.finish(z2, o2, both[1], drops[1], out_pLL)

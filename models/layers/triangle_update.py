@@ -79,19 +79,20 @@ def product(sides_cLL: Tensor, outgoing: bool, out_pLL: Tensor | None = None) ->
     return torch.bmm(left, right.mT, out=out_pLL) if outgoing else torch.bmm(right.mT, left, out=out_pLL)
 
 
-def make_sides(z_pLL: Tensor, w: Weights, mask_LL: Tensor | None, sides_cLL: Tensor, parts_cLL: Tensor | None) -> None:
-    """Write l and r [2p, L, L] of a sequence, and before gating with their open gates, [4p, L, L], if asked for."""
-    pair = z_pLL.shape[0]
-    weight, bias = w.proj[: 4 * pair], w.proj_bias[: 4 * pair]
+def make_sides(z_pLL: Tensor, w: Weights, mask_LL: Tensor | None, sides_cLL: Tensor) -> None:
+    """Write l and r [2p, L, L] of a sequence."""
     for rows, places in pieces(z_pLL):
-        parts = linear(weight, bias, centred(z_pLL.flatten(1)[:, places])[0])
-        fields, gates = parts.chunk(2)
-        gates.sigmoid_()
-        if parts_cLL is not None:
-            parts_cLL.flatten(1)[:, places] = parts
+        fields, gates = _fields_and_gates(centred(z_pLL.flatten(1)[:, places])[0], w)
         if mask_LL is not None:
             fields.mul_(mask_LL[rows].flatten())
         torch.mul(fields, gates, out=sides_cLL.flatten(1)[:, places])
+
+
+def _fields_and_gates(x_pN: Tensor, w: Weights) -> tuple[Tensor, ...]:
+    """l and r before gating, and their open gates, [2p, N] each."""
+    pair = w.out.shape[0]
+    fields, gates = linear(w.proj[: 4 * pair], w.proj_bias[: 4 * pair], x_pN).chunk(2)
+    return fields, gates.sigmoid_()
 
 
 def finish(z_pLL: Tensor, o_pLL: Tensor, w: Weights, drop: Tensor | None, out_pLL: Tensor) -> None:
@@ -123,39 +124,59 @@ class Gradients(NamedTuple):
         return cls(*(wide_zeros(w) for w in weights))
 
 
+class Room:
+    """Space for what the update of a sequence z [p, L, L] needs on its way, used again for the next.
+
+    Memory that is new to a process costs about as much as filling it several times over.
+    """
+
+    def __init__(self, z_pLL: Tensor, backward: bool = False) -> None:
+        pair, *places = z_pLL.shape
+        self.sides = z_pLL.new_empty(2 * pair, *places)
+        if backward:
+            self.grad_left, self.grad_o = (torch.empty_like(z_pLL) for _ in range(2))
+
+
 def backward(
     grad_pLL: Tensor,
     z_pLL: Tensor,
     o_pLL: Tensor,
-    sides_cLL: Tensor,
-    parts_cLL: Tensor,
     w: Weights,
     drop: Tensor | None,
     mask_LL: Tensor | None,
     outgoing: bool,
+    room: Room,
+    grad_z: Tensor,
     into: Gradients,
-) -> Tensor:
-    """The gradient of z; those of the weights are added to ``into``. ``sides`` and ``parts`` are those of z."""
-    grad_o, grad_x = _finish_backward(grad_pLL, z_pLL, o_pLL, w, drop, into)
-    left, right = sides_cLL.chunk(2)
-    grad_sides = torch.empty_like(sides_cLL)
-    grad_left, grad_right = grad_sides.chunk(2)
+) -> None:
+    """Write the gradient of z to ``grad_z``, and add those of the weights to ``into``.
+
+    ``room`` has the sides of z, which are lost.
+    """
+    _finish_backward(grad_pLL, z_pLL, o_pLL, w, drop, room.grad_o, grad_z, into)
+    left, right = room.sides.chunk(2)
+    grad_o, grad_left, grad_right = room.grad_o, room.grad_left, right  # r is free once l has its gradient
     if outgoing:
         torch.bmm(grad_o, right, out=grad_left)
         torch.bmm(grad_o.mT, left, out=grad_right)
     else:
         torch.bmm(right, grad_o, out=grad_left)
         torch.bmm(left, grad_o.mT, out=grad_right)
-    _sides_backward(grad_sides, grad_pLL, grad_x, z_pLL, parts_cLL, w, mask_LL, into)
-    return grad_x
+    _sides_backward((grad_left, grad_right), grad_pLL, z_pLL, w, mask_LL, grad_z, into)
 
 
 def _finish_backward(
-    grad_pLL: Tensor, z_pLL: Tensor, o_pLL: Tensor, w: Weights, drop: Tensor | None, into: Gradients
-) -> tuple[Tensor, Tensor]:
-    """(gradient of o, that of x through the output gate), both [p, L, L], of `finish`."""
+    grad_pLL: Tensor,
+    z_pLL: Tensor,
+    o_pLL: Tensor,
+    w: Weights,
+    drop: Tensor | None,
+    grad_o: Tensor,
+    grad_x: Tensor,
+    into: Gradients,
+) -> None:
+    """Of `finish`: write the gradient of o, and of x what comes through the output gate."""
     pair, dtype = z_pLL.shape[0], z_pLL.dtype
-    grad_x, grad_o = torch.empty_like(z_pLL), torch.empty_like(o_pLL)
     weight, bias = w.proj[4 * pair :], w.proj_bias[4 * pair :]
     for rows, places in pieces(z_pLL):
         x = centred(z_pLL[:, rows].flatten(1))[0].to(dtype)
@@ -175,35 +196,32 @@ def _finish_backward(
         into.norm.add_((grad_normal * o).sum(1))
         into.norm_bias.add_(grad_normal.sum(1))
         grad_o.flatten(1)[:, places] = centred_backward(grad_normal.mul_(w.norm[:, None]), o, scale)
-    return grad_o, grad_x
 
 
 def _sides_backward(
-    grad_sides: Tensor,
+    grad_sides: tuple[Tensor, Tensor],
     grad_pLL: Tensor,
-    grad_x: Tensor,
     z_pLL: Tensor,
-    parts_cLL: Tensor,
     w: Weights,
     mask_LL: Tensor | None,
+    grad_z: Tensor,
     into: Gradients,
 ) -> None:
-    """Turn ``grad_x``, what came through the output gate, into the gradient of z."""
+    """Turn ``grad_z``, the gradient of x that came through the output gate, into the gradient of z."""
     pair = z_pLL.shape[0]
-    weight = w.proj[: 4 * pair]
     for rows, places in pieces(z_pLL):
         x, scale = centred(z_pLL.flatten(1)[:, places])
-        grad = grad_sides.flatten(1)[:, places]
+        fields, gates = _fields_and_gates(x, w)
+        grad = torch.cat([side.flatten(1)[:, places] for side in grad_sides])
         if mask_LL is not None:
-            grad = grad * mask_LL[rows].flatten()
-        fields, gates = parts_cLL.flatten(1)[:, places].chunk(2)
+            grad.mul_(mask_LL[rows].flatten())
         grad_parts = torch.empty(4 * pair, x.shape[1], dtype=z_pLL.dtype, device=z_pLL.device)
         torch.mul(grad, gates, out=grad_parts[: 2 * pair])
-        torch.ops.aten.sigmoid_backward.grad_input(grad * fields, gates, grad_input=grad_parts[2 * pair :])
+        torch.ops.aten.sigmoid_backward.grad_input(grad.mul_(fields), gates, grad_input=grad_parts[2 * pair :])
         into.proj[: 4 * pair].add_(grad_parts @ x.to(z_pLL.dtype).mT)
         into.proj_bias[: 4 * pair].add_(grad_parts.sum(1))
-        place = grad_x.flatten(1)[:, places]
-        change = centred_backward((weight.mT @ grad_parts).add_(place), x, scale)
+        place = grad_z.flatten(1)[:, places]
+        change = centred_backward((w.proj[: 4 * pair].mT @ grad_parts).add_(place), x, scale)
         torch.add(change, grad_pLL[:, rows].flatten(1), out=place)
 
 
