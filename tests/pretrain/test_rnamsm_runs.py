@@ -14,6 +14,7 @@ from data.alignments import AlignmentCorpus
 from launch.prepare import main as prepare
 from models.layouts.detect import read_checkpoint
 from models.rnamsm import RNAMSM
+from pretrain.checkpoint import steps_on_disk
 from pretrain.contacts import FRACTIONS
 from pretrain.validation_alignments import tokens_of
 from tests.archive import serving
@@ -55,6 +56,7 @@ def killed_and_continued(arguments: list[str], run: Path, after: int, ranks: int
     """Kill all ranks once ``after`` steps are logged, with a checkpoint behind them; then run to the end."""
     processes = start(arguments, ranks)
     wait_for(lambda: logged_steps(run) >= after, timeout=1800)
+    wait_for(lambda: steps_on_disk(run / "checkpoints"), timeout=1800)  # a thread writes them
     for process in processes:
         process.kill()
     assert {code for code, _, _ in finish(processes)} <= {-9, 1}  # the second may notice that the first is gone

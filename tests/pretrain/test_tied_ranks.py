@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks import QUICK, finish, last, logged_steps, losses, pretrain_well, same_bits, start, wait_for
+from pretrain.checkpoint import steps_on_disk
+from tests.ranks import QUICK, finish, last, losses, pretrain_well, same_bits, start, wait_for
 
 STEPS = 12
 MODELS = {
@@ -110,7 +111,7 @@ def test_a_killed_run_ends_with_the_same_bits(command, model, precision, stage) 
     pretrain_well(whole, ranks=2)
     arguments, run = command(f"killed-{precision}", model, stage, *settings)
     ranks = start(arguments, ranks=2)
-    wait_for(lambda: logged_steps(run) >= 4)
+    wait_for(lambda: steps_on_disk(run / "checkpoints"))  # a thread writes them
     for rank in ranks:
         rank.kill()
     assert all(code != 0 for code, _, _ in finish(ranks)), "the run was over before the kill"
