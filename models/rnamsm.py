@@ -20,7 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 from models.layers.attention import KERNELS
-from models.layers.axial_attention import LAYER_NORM_EPS, Branch, ColumnAttention, RowAttention
+from models.layers.axial_attention import Branch, ColumnAttention, RowAttention
+from models.layers.dropout import dropout
+from models.layers.feed_forward import feed_forward
+from models.layers.pieces import LAYER_NORM_EPS
 from models.layers.swish_gate import Linear
 from models.layers.tied_embedding import TiedEmbedding, VocabularyBias
 from models.rnamsm_cost import activation_bytes, count_parameters, flops
@@ -121,7 +124,10 @@ class RNAMSM(nn.Module):
         alignment is larger than the model's tables.
         """
         maps: list[Tensor] | None = [] if everything else None
-        r_BRLd = self.hidden(tokens, is_real, maps)
+        x_BRLd = self._stream(tokens, is_real, maps)
+        if maps is None and target_index is not None:  # the norm of what the head reads, and no more
+            return self.head(self.final_norm(x_BRLd.flatten(0, 2).index_select(0, target_index)), self.embed)
+        r_BRLd = self.final_norm(x_BRLd)
         r_Md = r_BRLd if target_index is None else r_BRLd.flatten(0, 2).index_select(0, target_index)
         logits = self.head(r_Md, self.embed)
         return logits if maps is None else Outputs(logits, torch.cat(maps, dim=1), r_BRLd)
@@ -132,6 +138,11 @@ class RNAMSM(nn.Module):
         In inference (evaluation mode, gradients disabled) an alignment is computed in pieces of
         ``config.piece_tokens``, with the same result: memory is that of [B, R, L, d] twice, whatever the size.
         """
+        r_BRLd: Tensor = self.final_norm(self._stream(tokens, is_real, maps))
+        return r_BRLd
+
+    def _stream(self, tokens: Tensor, is_real: Tensor | None, maps: list[Tensor] | None) -> Tensor:
+        """What the last block gives, [B, R, L, d]."""
         x_BRLd = self.stem(self.embed(tokens), is_real)
         recompute = self.config.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
@@ -141,8 +152,7 @@ class RNAMSM(nn.Module):
                 x_BRLd, attention_map = block(x_BRLd, is_real, maps is not None)
             if maps is not None:
                 maps.append(attention_map)
-        r_BRLd: Tensor = self.final_norm(x_BRLd)
-        return r_BRLd
+        return x_BRLd
 
     @torch.no_grad()
     def extract(self, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,8 +218,7 @@ class Stem(nn.Module):
         else:  # real tokens are counted, as the authors do; what padding gets is irrelevant
             position = F.embedding(is_real.cumsum(-1) + 1, self.position) + nothing
         x_BRLd = self.norm(x_BRLd + position)
-        if self.dropout:
-            x_BRLd = F.dropout(x_BRLd, self.dropout, self.training)
+        x_BRLd = dropout(x_BRLd, self.dropout, self.training)
         return x_BRLd if is_real is None else x_BRLd * is_real[..., None]
 
 
@@ -244,15 +253,13 @@ class FeedForward(Branch):
     def forward(self, x_BRLd: Tensor) -> Tensor:
         """x with the branch added; in inference x itself, changed."""
         if not self._in_pieces:
-            return x_BRLd + self._drop(self._branch(x_BRLd))
+            up, down = (self.up_weight, self.up_bias), (self.down_weight, self.down_bias)
+            return feed_forward(x_BRLd, self._norm, up, down, self._dropout)
         x_Td = x_BRLd.view(-1, self.width)
         for piece in self._pieces(len(x_Td), 1):
-            x_Td[piece] += self._branch(x_Td[piece])
+            inner = F.gelu(F.linear(self._normed(x_Td[piece]), self.up_weight, self.up_bias))
+            x_Td[piece] += F.linear(inner, self.down_weight, self.down_bias)
         return x_BRLd
-
-    def _branch(self, x: Tensor) -> Tensor:
-        inner = self._drop(F.gelu(F.linear(self._normed(x), self.up_weight, self.up_bias)))
-        return F.linear(inner, self.down_weight, self.down_bias)
 
 
 class Head(nn.Module):

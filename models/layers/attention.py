@@ -112,7 +112,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, 
     sequences = cu_seqlens.shape[0] - 1
     if tokens == sequences * max_seqlen:  # all lengths equal: a view, and no mask
         q, k, v = (x.view(sequences, max_seqlen, heads, head_dim).transpose(1, 2) for x in (q, k, v))
-        out_BHLD = _padded_attention(q, k, v, None, dropout)
+        out_BHLD = padded_attention(q, k, v, None, dropout)
         return out_BHLD.transpose(1, 2).reshape(tokens, heads, head_dim)
     sequence_T = sequence_of_token(cu_seqlens, tokens)
     offset_T = torch.arange(tokens, device=q.device) - cu_seqlens[sequence_T]
@@ -126,12 +126,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, 
     # Keys are masked, queries are not: a padding query sees real keys, so no row of the softmax is empty (NaN), and
     # its output is dropped below.
     is_key_BL = torch.arange(max_seqlen, device=q.device) < length_B[:, None]
-    out_BHLD = _padded_attention(pad(q), pad(k), pad(v), is_key_BL, dropout)
+    out_BHLD = padded_attention(pad(q), pad(k), pad(v), is_key_BL, dropout)
     return out_BHLD.transpose(1, 2).reshape(sequences * max_seqlen, heads, head_dim).index_select(0, slot_T)
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, is_key_BL: Tensor | None, dropout: float) -> Tensor:
-    """[B, H, L, D] x 3 -> [B, H, L, D]; ``is_key_BL`` is False at padding, None where there is none."""
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, is_key_BL: Tensor | None, dropout: float) -> Tensor:
+    """The kernel ``sdpa`` itself: [B, H, L, D] x 3 -> [B, H, L, D].
+
+    ``is_key_BL`` is False at padding, None where there is none: sequences of one length may be given so at once.
+    """
     if dropout > 0 and q.device.type == "cpu" and not torch.compiler.is_compiling():
         out: Tensor = DropoutAttention.apply(q, k, v, is_key_BL, dropout)  # type: ignore[no-untyped-call]
         return out

@@ -9,7 +9,8 @@ where an alignment is padded by rows, and nowhere else: the tied scores are scal
 the padded one, and no padded row takes part in either attention.
 
 ``is_real`` [B, R, L] bool is False at padding; None where there is none, which is what training uses. x must be
-[B, R, L, d] contiguous. In inference a branch works through x in pieces and changes it in place.
+[B, R, L, d] contiguous. In inference a branch works through x in pieces and changes it in place; in training it keeps
+what `projections.py` says.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention import attention
-
-LAYER_NORM_EPS = 1e-5
+from models.layers.attention import attention, padded_attention, resolve_kernel
+from models.layers.dropout import dropout
+from models.layers.pieces import LAYER_NORM_EPS, compute_dtype, slices
+from models.layers.projections import (
+    HEADS_OF_ALIGNMENT,
+    HEADS_OF_COLUMN,
+    TOKENS_BY_COLUMN,
+    Order,
+    add_heads,
+    normed_heads,
+)
 
 
 class Branch(nn.Module):
@@ -39,8 +48,13 @@ class Branch(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.width,), self.norm_weight, self.norm_bias, LAYER_NORM_EPS)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    @property
+    def _norm(self) -> tuple[Tensor, Tensor]:
+        return self.norm_weight, self.norm_bias
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
     @property
     def _in_pieces(self) -> bool:
@@ -49,8 +63,7 @@ class Branch(nn.Module):
 
     def _pieces(self, length: int, tokens_each: int) -> Iterator[slice]:
         """Slices of range(length), each of at most ``piece_tokens`` tokens, but of one element at least."""
-        step = max(self.piece_tokens // max(tokens_each, 1), 1)
-        return (slice(start, min(start + step, length)) for start in range(0, length, step))
+        return slices(length, self.piece_tokens // max(tokens_each, 1))
 
 
 class _Attention(Branch):
@@ -63,6 +76,12 @@ class _Attention(Branch):
         self.qkv_bias = nn.Parameter(torch.empty(3 * width))
         self.out_weight = nn.Parameter(torch.empty(width, width))
         self.out_bias = nn.Parameter(torch.empty(width))
+
+    def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale)
+
+    def _add(self, x_BRLd: Tensor, context: Tensor, order: Order) -> Tensor:
+        return add_heads(x_BRLd, context, (self.out_weight, self.out_bias), order, self._dropout)
 
     def _project(self, h: Tensor, first: int = 0, last: int = 3) -> Tensor:
         """[..., d] -> [..., n, H, D]: n of queries (0), keys (1) and values (2)."""
@@ -85,14 +104,9 @@ class RowAttention(_Attention):
 
         The map is that of the softmax, before dropout. In inference x itself is changed.
         """
-        scale = self._scale(x_BRLd, is_real)
         if not self._in_pieces:
-            qkv = self._project(self._normed(x_BRLd))
-            q = _fold(self._queries(qkv[..., 0, :, :], scale, is_real))
-            k, v = _fold(qkv[..., 1, :, :]), _fold(qkv[..., 2, :, :])
-            probs_BHLL = _softmax(_widened(torch.matmul(q, k.mT)), is_real)
-            context = self._context(probs_BHLL, v, x_BRLd.shape[1])
-            return x_BRLd + self._drop(self._out(context)), probs_BHLL if want_map else None
+            return self._trained(x_BRLd, is_real, want_map)
+        scale = self._scale(x_BRLd, is_real)
         batch, rows, columns, _ = x_BRLd.shape
         scores_BHLL: Tensor | None = None
         for piece in self._pieces(rows, batch * columns):
@@ -106,6 +120,19 @@ class RowAttention(_Attention):
             (v,) = self._project(self._normed(x_BRLd[:, piece]), 2, 3).unbind(-3)
             x_BRLd[:, piece] += self._out(self._context(probs_BHLL, _fold(v), v.shape[1]))
         return x_BRLd, probs_BHLL if want_map else None
+
+    def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, want_map: bool) -> tuple[Tensor, Tensor | None]:
+        scale = self._scale(x_BRLd, is_real)
+        if isinstance(scale, float):
+            q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT, scale)
+        else:
+            assert is_real is not None
+            q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT)
+            q = (q * scale).to(q.dtype) * is_real.mT[:, None, :, :, None]
+        probs_BHLL = _softmax(_widened(torch.matmul(q.flatten(3), k.flatten(3).mT)), is_real)
+        dropped = dropout(probs_BHLL.to(v.dtype), self.attention_dropout, self.training)
+        context = torch.matmul(dropped, v.flatten(3)).view(v.shape)
+        return self._add(x_BRLd, context, HEADS_OF_ALIGNMENT), probs_BHLL if want_map else None
 
     def _scale(self, x_BRLd: Tensor, is_real: Tensor | None) -> float | Tensor:
         """1 / sqrt(D · real rows), a number or [B, 1, 1, 1, 1]: on q, so that half precision cannot overflow."""
@@ -121,10 +148,7 @@ class RowAttention(_Attention):
 
     def _context(self, probs_BHLL: Tensor, v_BHLX: Tensor, rows: int) -> Tensor:
         """[B, R, L, H, D]: the values of every row, summed by the map that all rows share."""
-        probs = probs_BHLL.to(v_BHLX.dtype)
-        if self.attention_dropout:
-            probs = F.dropout(probs, self.attention_dropout, self.training)
-        out_BHLX = torch.matmul(probs, v_BHLX)
+        out_BHLX = torch.matmul(probs_BHLL.to(v_BHLX.dtype), v_BHLX)
         return out_BHLX.view(*out_BHLX.shape[:-1], rows, self.head_dim).permute(0, 3, 2, 1, 4)
 
 
@@ -137,35 +161,46 @@ class ColumnAttention(_Attention):
 
     def forward(self, x_BRLd: Tensor, is_real: Tensor | None = None) -> Tensor:
         """x with the branch added; in inference x itself, changed."""
-        if not self._in_pieces:
-            return x_BRLd + self._drop(self._branch(x_BRLd, is_real))
         batch, rows, columns, _ = x_BRLd.shape
+        if not self._in_pieces:
+            return self._trained(x_BRLd, is_real)
         for piece in self._pieces(columns, batch * rows):
-            x_BRLd[:, :, piece] += self._branch(x_BRLd[:, :, piece], None if is_real is None else is_real[:, :, piece])
+            x_BNRd = x_BRLd[:, :, piece].transpose(1, 2)
+            real = None if is_real is None else is_real[:, :, piece]
+            context = self._attended(*self._project(self._normed(x_BNRd)).unbind(-3), real)
+            x_BNRd += self._out(context)
         return x_BRLd
 
-    def _branch(self, x_BRLd: Tensor, is_real: Tensor | None) -> Tensor:
-        batch, rows, columns, _ = x_BRLd.shape
-        qkv_T3HD = self._project(self._normed(x_BRLd.transpose(1, 2))).flatten(0, 2)
+    def _trained(self, x_BRLd: Tensor, is_real: Tensor | None) -> Tensor:
+        dropout = self.attention_dropout if self.training else 0.0
+        kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
+        if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
+            q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
+            context = padded_attention(*(x.flatten(0, 1) for x in (q, k, v)), None, dropout)
+            return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN)
+        context = self._attended(*self._heads(x_BRLd, TOKENS_BY_COLUMN), is_real)
+        return self._add(x_BRLd, context, TOKENS_BY_COLUMN)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, is_real: Tensor | None) -> Tensor:
+        """[B, L, R, H, D] x 3 -> [B, L, R, H, D]"""
+        batch, columns, rows = v.shape[:3]
         if rows == 1:
             # A softmax over one row is 1: the values themselves, and no dropout of that 1 (spec 1.1). Queries and keys
             # are projected all the same, so that every parameter has a gradient (zero) on every rank.
-            out_THD = qkv_T3HD[:, 2]
-        elif is_real is None:
-            cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=x_BRLd.device)
-            out_THD = self._attend(qkv_T3HD, cu, rows)
-        else:
-            real_NR = is_real.transpose(1, 2).reshape(-1, rows)
-            lengths = real_NR.sum(-1)
-            cu = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
-            place = real_NR.flatten().nonzero().squeeze(-1)
-            attended = self._attend(qkv_T3HD.index_select(0, place), cu, rows)
-            out_THD = attended.new_zeros(qkv_T3HD.shape[0], *attended.shape[1:]).index_copy(0, place, attended)
-        return self._out(out_THD).view(batch, columns, rows, -1).transpose(1, 2)
+            return v
+        tokens = [x.flatten(0, 2) for x in (q, k, v)]
+        if is_real is None:
+            cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=v.device)
+            return self._attend(*tokens, cu, rows).view(v.shape)
+        real_NR = is_real.transpose(1, 2).reshape(-1, rows)
+        lengths = real_NR.sum(-1)
+        cu = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
+        place = real_NR.flatten().nonzero().squeeze(-1)
+        attended = self._attend(*(x.index_select(0, place) for x in tokens), cu, rows)
+        return attended.new_zeros(tokens[2].shape).index_copy(0, place, attended).view(v.shape)
 
-    def _attend(self, qkv_T3HD: Tensor, cu: Tensor, longest: int) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        q, k, v = qkv_T3HD.unbind(1)
         return attention(q, k, v, cu, longest, dropout=dropout, kernel=self.kernel)
 
 

@@ -32,13 +32,13 @@ def test_values_and_gradients_are_those_of_the_kept_weights(monkeypatch, cached,
     theirs = [x.detach().clone().requires_grad_() for x in mine]
     is_key_BL = torch.arange(6) < torch.tensor([6, 4, 1])[:, None] if padded else None
     kept = []
-    draw = module._draw
+    draw = module.draw_kept
 
-    def recorded(block, levels):
-        draw(block, levels)
-        kept.append(block.clone())
+    def recorded(*given):
+        kept.append(draw(*given))
+        return kept[-1].clone()
 
-    monkeypatch.setattr(module, "_draw", recorded)
+    monkeypatch.setattr(module, "draw_kept", recorded)
     out = module.DropoutAttention.apply(*mine, is_key_BL, P)
     expected = naive(*theirs, is_key_BL, torch.cat(kept).view(3, 2, 6, 6), 1 - P)
     weight = torch.randn_like(out)
@@ -54,11 +54,11 @@ def test_share_of_dropped_weights():
     kept = torch.empty(1_000_003, dtype=torch.bool)
     for levels in (1, 6554, 32768, 65535):
         torch.manual_seed(levels)
-        module._draw(kept, levels)
+        module.draw_kept(kept, levels)
         p = levels / 2**16
         assert abs(1 - kept.double().mean().item() - p) <= 5 * (p * (1 - p) / len(kept)) ** 0.5
     torch.manual_seed(0)
-    module._draw(kept, 32768)
+    module.draw_kept(kept, 32768)
     pairs = kept[:1_000_000].view(-1, 4).double() - 0.5
     assert (pairs.T @ pairs / len(pairs) - torch.eye(4) / 4).abs().max() <= 0.25 * 5 / len(pairs) ** 0.5
 
