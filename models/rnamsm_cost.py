@@ -60,11 +60,12 @@ def activation_bytes(
     d, f, e, tokens = config.width, config.ffn, element_bytes, rows * columns
     residual = residual_bytes or e
     targets = tokens if targets is None else targets
-    # Stream: the inputs of three layer norms. Each attention: normed, q, k, v, output; feed-forward: normed, and its
-    # inner units before and after GELU. Masks of dropout take one byte, statistics of norms and softmax four.
-    stream, branches = 3 * d * residual, (11 * d + 2 * f) * e
-    masks = (3 * d + f) * (config.residual_dropout > 0)
-    statistics = 4 * (3 * 2 + config.heads)
+    # Stream: the inputs of three layer norms. Each attention: q, k, v, output; feed-forward: its inner units before
+    # GELU, which also say what was dropped (layers/pieces.py). The other masks of dropout take one byte, the statistics
+    # of softmax four.
+    stream, branches = 3 * d * residual, (8 * d + f) * e
+    masks = 3 * d * (config.residual_dropout > 0)
+    statistics = 4 * config.heads
     maps = config.heads * columns * columns * (4 + (e + 1 if config.attention_dropout else e * (e < 4)))
     block = tokens * (stream + branches + masks + statistics) + maps
     if config.checkpointing:  # the input of every block, and one block at a time in full

@@ -5,8 +5,8 @@ pass. Here one 64-bit draw of the default generator serves eight places (a third
 kept, as integers, which multiply faster than booleans.
 
 The drop probability is rounded to a multiple of 2**-16, and what is kept is scaled by just that. Eight bits resolve
-only 2**-8; so a place is dropped if its byte is below a threshold that is itself drawn, one of two neighbouring numbers,
-for one of `_PERIOD` places at a time. That makes the probability of each place exact; two places with one threshold are
+only 2**-8; so a place is dropped if its byte is below a threshold that is itself drawn, one of two neighbours, for one
+of `_PERIOD` places at a time. That makes the probability of each place exact; two places with one threshold are
 correlated by less than 1e-4.
 """
 

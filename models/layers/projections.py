@@ -38,10 +38,8 @@ def normed_heads(
     return found
 
 
-def add_heads(
-    x_BRLd: Tensor, context: Tensor, out: tuple[Tensor, Tensor], order: Order, dropout: float
-) -> Tensor:
-    """x + Drop(Out(context)), for a context in ``order``; ``out`` is weight and bias, ``dropout`` 0 outside training."""
+def add_heads(x_BRLd: Tensor, context: Tensor, out: tuple[Tensor, Tensor], order: Order, dropout: float) -> Tensor:
+    """x + Drop(Out(context)) of a context in ``order``; ``out`` is weight and bias, ``dropout`` 0 outside training."""
     y: Tensor = _AddHeads.apply(  # type: ignore[no-untyped-call]
         x_BRLd, context, *out, order, dropout, compute_dtype(x_BRLd)
     )

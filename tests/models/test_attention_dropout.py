@@ -50,19 +50,6 @@ def test_values_and_gradients_are_those_of_the_kept_weights(monkeypatch, cached,
         torch.testing.assert_close(x.grad, y.grad)
 
 
-def test_share_of_dropped_weights():
-    kept = torch.empty(1_000_003, dtype=torch.bool)
-    for levels in (1, 6554, 32768, 65535):
-        torch.manual_seed(levels)
-        module.draw_kept(kept, levels)
-        p = levels / 2**16
-        assert abs(1 - kept.double().mean().item() - p) <= 5 * (p * (1 - p) / len(kept)) ** 0.5
-    torch.manual_seed(0)
-    module.draw_kept(kept, 32768)
-    pairs = kept[:1_000_000].view(-1, 4).double() - 0.5
-    assert (pairs.T @ pairs / len(pairs) - torch.eye(4) / 4).abs().max() <= 0.25 * 5 / len(pairs) ** 0.5
-
-
 def test_the_seed_decides_and_half_precision_keeps_its_dtype():
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v, cu = packed(LENGTHS, dtype)

@@ -1,12 +1,13 @@
 """RNA-MSM against a plain second implementation, and the behaviour that the RNA-MSM specification 9 and 12 lists."""
 
+import importlib
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import rnamsm
 from models.errors import ModelError
-from models.layers import axial_attention
 from models.rnamsm import ANSWERS, NEVER, RNAMSM, RNAMSMConfig
 from tests.models.conftest import telling_weights
 from tests.models.reference_rnamsm import reference
@@ -222,25 +223,26 @@ def test_autocast_runs_both_paths(small):
 def test_dropout_is_where_the_authors_have_it(small, monkeypatch):
     """Spec 1.1: embedding; per layer probabilities and branch twice, inner units and branch of the feed-forward."""
     calls = []
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, training=True: calls.append(p) or x)
-    seen = []
 
-    def no_dropout(*args, dropout, kernel):
-        seen.append(dropout)
-        return real(*args, kernel=kernel)
+    def drawn(name, value):
+        def draw(shape, probability, device):
+            calls.append((name, probability))
+            return torch.full(tuple(shape), value, dtype=torch.uint8)
 
-    real = axial_attention.attention
-    monkeypatch.setattr(axial_attention, "attention", no_dropout)
+        return draw
+
+    for name in ("dropout", "projections", "feed_forward", "dropout_attention"):
+        module = importlib.import_module(f"models.layers.{name}")
+        monkeypatch.setattr(module, "draw_kept", drawn(name, 1))
+    monkeypatch.setattr(importlib.import_module("models.layers.feed_forward"), "draw_dropped", drawn("inner", 0))
     model = small(attention_dropout=0.2, residual_dropout=0.05).train()
+    row, column = [("dropout", 0.2), ("projections", 0.05)], [("dropout_attention", 0.2), ("projections", 0.05)]
+    ffn = [("feed_forward", 0.05), ("inner", 0.05)]
     model(alignment())
-    assert calls == [0.05, *[0.2, 0.05, 0.05, 0.05, 0.05] * 3]
-    assert seen == [0.2] * 3
+    assert calls == [("dropout", 0.05), *[*row, *column, *ffn] * 3]
     calls.clear()
     model(alignment(1))  # of one row nothing is dropped in the column
-    assert calls == [0.05, *[0.2, 0.05, 0.05, 0.05, 0.05] * 3]
-    assert seen == [0.2] * 3
-    config = RNAMSMConfig.named("base")
-    assert (config.attention_dropout, config.residual_dropout) == (0.1, 0.1)
+    assert calls == [("dropout", 0.05), *[*row, column[1], *ffn] * 3]
 
 
 def test_dropout_only_in_training(small):

