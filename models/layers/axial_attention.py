@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention import attention, padded_attention, resolve_kernel
-from models.layers.dropout import dropout
 from models.layers.pieces import LAYER_NORM_EPS, compute_dtype, slices
 from models.layers.projections import (
     HEADS_OF_ALIGNMENT,
@@ -34,6 +33,7 @@ from models.layers.projections import (
     add_heads,
     normed_heads,
 )
+from models.layers.tied_attention import masked_softmax, tied_attention
 
 
 class Branch(nn.Module):
@@ -77,7 +77,7 @@ class _Attention(Branch):
         self.out_weight = nn.Parameter(torch.empty(width, width))
         self.out_bias = nn.Parameter(torch.empty(width))
 
-    def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0) -> tuple[Tensor, ...]:
         return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale)
 
     def _add(self, x_BRLd: Tensor, context: Tensor, order: Order) -> Tensor:
@@ -115,7 +115,7 @@ class RowAttention(_Attention):
             partial = _wide_product(_fold(self._queries(q, scale, real)), _fold(k).mT)
             scores_BHLL = partial if scores_BHLL is None else scores_BHLL.add_(partial)
         assert scores_BHLL is not None
-        probs_BHLL = _softmax(scores_BHLL, is_real)
+        probs_BHLL = masked_softmax(scores_BHLL, None if is_real is None else is_real[:, 0])
         for piece in self._pieces(rows, batch * columns):
             (v,) = self._project(self._normed(x_BRLd[:, piece]), 2, 3).unbind(-3)
             x_BRLd[:, piece] += self._out(self._context(probs_BHLL, _fold(v), v.shape[1]))
@@ -124,15 +124,15 @@ class RowAttention(_Attention):
     def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, want_map: bool) -> tuple[Tensor, Tensor | None]:
         scale = self._scale(x_BRLd, is_real)
         if isinstance(scale, float):
-            q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT, scale)
+            x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT, scale)
         else:
             assert is_real is not None
-            q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT)
+            x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT)
             q = (q * scale).to(q.dtype) * is_real.mT[:, None, :, :, None]
-        probs_BHLL = _softmax(_widened(torch.matmul(q.flatten(3), k.flatten(3).mT)), is_real)
-        dropped = dropout(probs_BHLL.to(v.dtype), self.attention_dropout, self.training)
-        context = torch.matmul(dropped, v.flatten(3)).view(v.shape)
-        return self._add(x_BRLd, context, HEADS_OF_ALIGNMENT), probs_BHLL if want_map else None
+        is_key_BL = None if is_real is None else is_real[:, 0]  # the columns that are real in row 0: the authors' rule
+        dropout = self.attention_dropout if self.training else 0.0
+        context, probs_BHLL = tied_attention(*(t.flatten(3) for t in (q, k, v)), is_key_BL, dropout)
+        return self._add(x_BRLd, context.view(v.shape), HEADS_OF_ALIGNMENT), probs_BHLL if want_map else None
 
     def _scale(self, x_BRLd: Tensor, is_real: Tensor | None) -> float | Tensor:
         """1 / sqrt(D · real rows), a number or [B, 1, 1, 1, 1]: on q, so that half precision cannot overflow."""
@@ -175,10 +175,11 @@ class ColumnAttention(_Attention):
         dropout = self.attention_dropout if self.training else 0.0
         kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
         if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
-            q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
+            x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
             context = padded_attention(*(x.flatten(0, 1) for x in (q, k, v)), None, dropout)
             return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN)
-        context = self._attended(*self._heads(x_BRLd, TOKENS_BY_COLUMN), is_real)
+        x_BRLd, q, k, v = self._heads(x_BRLd, TOKENS_BY_COLUMN)
+        context = self._attended(q, k, v, is_real)
         return self._add(x_BRLd, context, TOKENS_BY_COLUMN)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, is_real: Tensor | None) -> Tensor:
@@ -207,14 +208,6 @@ class ColumnAttention(_Attention):
 def _fold(x_BRLHD: Tensor) -> Tensor:
     """[B, H, L, R · D]: the rows as further head dimensions, so that scores summed over rows are one product."""
     return x_BRLHD.permute(0, 3, 2, 1, 4).flatten(3)
-
-
-def _softmax(scores_BHLL: Tensor, is_real: Tensor | None) -> Tensor:
-    """Over the columns that are real in row 0 (the authors' rule); a finite fill, so that no row is NaN."""
-    if is_real is not None:
-        lowest = torch.finfo(scores_BHLL.dtype).min
-        scores_BHLL = scores_BHLL.masked_fill(~is_real[:, 0, None, None, :], lowest)
-    return scores_BHLL.softmax(-1)
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ def normed_heads(
     heads: int,
     order: Order,
     scale: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, times ``scale``, keys and values of LN(x), each contiguous in ``order``. Pairs are weight and bias."""
-    found: tuple[Tensor, Tensor, Tensor] = _NormedHeads.apply(  # type: ignore[no-untyped-call]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, queries times ``scale``, keys, values), the three of LN(x) and each contiguous in ``order``.
+
+    Pairs are weight and bias. What else needs x should take the one returned: its gradient is then added on the way.
+    """
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _NormedHeads.apply(  # type: ignore[no-untyped-call]
         x_BRLd, *norm, *qkv, heads, order, scale, compute_dtype(x_BRLd)
     )
     return found
@@ -68,11 +71,11 @@ class _NormedHeads(torch.autograd.Function):
                 qkv = torch.addmm(bias, h_Td, weight.t()).view(*x[part].shape[:-1], 3, *shape[3:])
                 for view, piece, factor in zip(views, qkv.unbind(-3), (scale, 1, 1), strict=True):
                     torch.mul(piece, factor, out=view[part]) if factor != 1 else view[part].copy_(piece)
-        return found
+        return x, *found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_beside: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         *norm, weight, _ = parameters
         weight = weight.to(ctx.dtype)
@@ -92,7 +95,7 @@ class _NormedHeads(torch.autograd.Function):
                 grad_h = torch.mm(grad_Tn, weight).view(h.shape)
                 through, *of_norm = through_norm(grad_h, x[part], statistics, *norm)
                 norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
-                grad_x[part] = through
+                torch.add(grad_beside[part], through, out=grad_x[part])
         totals = (norm_total, norm_bias_total, total, bias_total)
         return grad_x, *(t.result() for t in totals), None, None, None, None
 
