@@ -19,7 +19,7 @@ test: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile -m "not slow and not soak"
 
-# About an hour; as root with iproute2 it also cuts cables and fills disks.
+# An estimated hour; as root with iproute2 it also cuts cables and fills disks.
 soak: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile -m soak
 

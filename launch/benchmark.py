@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # launch/ itself would shadow the package `pretrain`
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch/pretrain.py
 
-from launch.cli import main_guard  # noqa: E402
+from launch.cli import load_recipe, main_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from pretrain.measuring import Measurement
@@ -34,19 +34,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_args()
 
-    from pretrain import contact, distributed, recipe
-    from pretrain.errors import PretrainError
+    from pretrain import contact, distributed
     from pretrain.measuring import measure
 
-    try:
-        for flag, least in (("steps", 1), ("warm_up", 0)):
-            if getattr(arguments, flag) < least:
-                raise PretrainError(f"--{flag.replace('_', '-')} must be at least {least}")
-        settings = recipe.load(arguments.config, arguments.overrides)
-    except distributed.USER_ERRORS as error:  # every rank reads the same recipe: one of them tells
-        if distributed.rank_of_environment() > 0:
-            raise distributed.OtherRankFailed(str(error)) from error
-        raise
+    settings = load_recipe(arguments.config, arguments.overrides)
     world = distributed.start(settings.compute.threads, settings.compute.timeout_minutes)
     with contact.told_when_lost(world, settings.compute.timeout_minutes):
         found = measure(settings, world, arguments.warm_up, arguments.steps)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
+
+if TYPE_CHECKING:
+    from pretrain.config import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -27,6 +30,18 @@ def find_config(name: str) -> Path:
     from data import structured
 
     return structured.find(name)
+
+
+def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    """`pretrain.recipe.load` where several ranks read the same recipe: of a mistake in it, rank 0 tells."""
+    from pretrain import distributed, recipe
+
+    try:
+        return recipe.load(name, overrides)
+    except distributed.USER_ERRORS as error:
+        if distributed.rank_of_environment() > 0:
+            raise distributed.OtherRankFailed(str(error)) from error
+        raise
 
 
 def main_guard(main: Callable[P, int | None]) -> Callable[P, int]:

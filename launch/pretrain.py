@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # launch/ itself woul
 # Read when torch loads OpenMP. Threads that wait by spinning slow a CPU run down tenfold as soon as a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from launch.cli import main_guard  # noqa: E402
+from launch.cli import load_recipe, main_guard  # noqa: E402
 
 
 def main() -> int:
@@ -32,15 +32,10 @@ def main() -> int:
     from pretrain.signals import StopRequest, end_when_asked
 
     end_when_asked()  # until there is something to save
-    from pretrain import contact, distributed, recipe
+    from pretrain import contact, distributed
     from pretrain.trainer import Trainer
 
-    try:
-        settings = recipe.load(arguments.config, arguments.overrides)
-    except distributed.USER_ERRORS as error:  # every rank reads the same recipe: one of them tells
-        if distributed.rank_of_environment() > 0:
-            raise distributed.OtherRankFailed(str(error)) from error
-        raise
+    settings = load_recipe(arguments.config, arguments.overrides)
     world = distributed.start(settings.compute.threads, settings.compute.timeout_minutes)
     stop = StopRequest()  # from here on a signal asks the loop to stop
     with contact.told_when_lost(world, settings.compute.timeout_minutes):

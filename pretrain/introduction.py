@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from pretrain.distributed import World
 from pretrain.stages import Stage
 from pretrain.tracking import Tracker
 
+TRIED = 2**25  # bytes that a disk is tried with
 log = logging.getLogger("rnafoundry")
 
 
@@ -34,25 +38,46 @@ def introduce_run(
 
 
 def introduce_checkpoints(console: Console, settings: Recipe, world: World, directory: Path, size: float) -> None:
-    """How large they are and how many there will be at a time; a warning where the disk has no room for them.
+    """How large they are, how long one takes, how many there will be; a warning where the disk has no room for them.
 
-    ``size`` in bytes, of one. One more than are kept is there while it is written.
+    ``size`` in bytes, of one. One more than are kept is there while it is written. ``directory`` may not exist yet, the
+    one above it does.
     """
     own = settings.checkpoint
     when = [f"every {own.every_steps:,} steps"] if own.every_steps else []
     when += [f"every {own.every_minutes:g} minutes"] if own.every_minutes is not None else []
     kept = f"{own.keep} kept" + (" and the permanent ones" if own.permanent_every_steps else "")
-    console.say(f"  checkpoints of {_gigabytes(size)} {' and '.join([*when, 'at the end'])}, {kept}")
+    seconds = _seconds_to_write(size, directory.parent) if world.first else None
+    each = "" if seconds is None else f", about {seconds:.2g} s each as this disk writes"
+    console.say(f"  checkpoints of {_gigabytes(size)}{each}, {' and '.join([*when, 'at the end'])}, {kept}")
     if not world.first:
         return
     there = sum(file.stat().st_size for file in directory.glob("step-*/*"))
-    room, needed = shutil.disk_usage(directory if directory.exists() else directory.parent).free, size * (own.keep + 1)
+    room, needed = shutil.disk_usage(directory.parent).free, size * (own.keep + 1)
     if needed - there > room:
         log.warning(
             "checkpoints need %s (%d kept, and one being written), but the disk of %s has %s left; free some, set "
             "run.directory, or lower checkpoint.keep",
             *(_gigabytes(needed - there), own.keep, directory, _gigabytes(room)),
         )
+
+
+def _seconds_to_write(size: float, directory: Path) -> float | None:
+    """By writing TRIED bytes there, or fewer; None, with a warning, where that fails."""
+    tried = min(int(size), TRIED)
+    content, path, since = os.urandom(tried), directory / ".tried", time.perf_counter()
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        log.warning("%s cannot be written (%s); checkpoints will fail unless that is mended", directory, error)
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return (time.perf_counter() - since) * size / max(tried, 1)
 
 
 def _gigabytes(size: float) -> str:

@@ -92,18 +92,24 @@ def measure(settings: Recipe, world: World, warm_up: int, steps: int) -> Measure
     Works in a directory of its own beside the runs, which is removed again. Raises DataError, ModelError or
     PretrainError as training would, and where the recipe has fewer steps.
     """
+    if steps < 1 or warm_up < 0:
+        world.fail_together(PretrainError("--steps must be at least 1, and --warm-up at least 0"))
     own = f".benchmark-{world.gather(os.getpid())[0]}"
     run = dataclasses.replace(settings.run, name=own, resume="never")
     tracking = dataclasses.replace(settings.tracking, log_every_steps=1, wandb="disabled", tensorboard=False)
     validation = dataclasses.replace(settings.validation, sequences=0, baselines=False)
-    settings = dataclasses.replace(settings, run=run, tracking=tracking, validation=validation)
+    spikes = settings.spikes
+    if spikes.action == "roll_back":  # costs as much as "report", which does not end the run
+        spikes = dataclasses.replace(spikes, action="report")
+    settings = dataclasses.replace(settings, run=run, tracking=tracking, validation=validation, spikes=spikes)
     place = Path(run.directory) / own
     try:
         trainer = _Measured(settings, world, warm_up, steps)
         trainer.run()
-        return _measurement(trainer, world)
+        found = _measurement(trainer, world)
+        world.barrier()  # until nobody writes there any more; not after a failure, which the others may not share
+        return found
     finally:
-        world.barrier()  # until nobody writes there any more
         if world.first:
             shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # it holds other runs

@@ -62,12 +62,10 @@ def open_run(settings: Recipe, world: World) -> Run:
     if found is None or found.path.parent != directory.checkpoints:
         tokenizer = opened[0].data.objective.alphabet
         world.together(lambda: run_tokenizer.keep(directory.path, tokenizer) if world.first else None)
-    validated = -1
-    if world.first:
-        forget_after(directory.path, progress.step)
-        validated = last_validation(directory.path)
+    world.together(lambda: forget_after(directory.path, progress.step) if world.first else None)
+    validated = last_validation(directory.path) if world.first else 0
     tracker = world.together(lambda: _start_tracker(settings, directory, progress) if world.first else None)
-    validated = int(world.sum([validated if world.first else 0])[0])
+    validated = int(world.sum([validated])[0])
     return Run(directory, opened, progress, engine, parameters, origin, found is not None, validated, tracker)
 
 

@@ -53,16 +53,13 @@ class _Save:
     """A save that is under way."""
 
     step: int
+    partial: Path
     final: Path
     manifest: dict[str, Any]
     part: Future[Any]  # of this rank: at first writing its file, then (rank 0) publishing
     began: float
-    held_up: float = 0.0
+    held_up: float
     publishing: bool = False
-
-    @property
-    def partial(self) -> Path:
-        return self.final.parent / f".{self.final.name}.partial"
 
 
 class Saver:
@@ -95,12 +92,11 @@ class Saver:
             "written_by": {"ranks": world.ranks, "zero_stage": engine.stage},
             "recipe_sha256": hashlib.sha256(self.recipe_yaml.encode()).hexdigest(),
         }
-        save = _Save(progress.step, final, manifest, Future(), began)
-        world.together(lambda: _prepare(save.partial) if world.first else None)
-        path = save.partial / f"state-{world.rank:05d}-of-{world.ranks:05d}.safetensors"
-        save.part = self._threads.submit(_write_share, path, self._copy())
-        save.held_up = time.perf_counter() - began
-        self._save = save
+        partial = final.parent / f".{final.name}.partial"
+        world.together(lambda: _prepare(partial) if world.first else None)
+        path = partial / f"state-{world.rank:05d}-of-{world.ranks:05d}.safetensors"
+        part = self._threads.submit(_write_share, path, self._copy())
+        self._save = _Save(progress.step, partial, final, manifest, part, began, time.perf_counter() - began)
 
     def settled(self) -> bool:
         """Whether a save is under way of which this rank has done its present part, or failed to."""
@@ -112,12 +108,12 @@ class Saver:
         assert save is not None
         try:
             if save.publishing:
-                self.world.together(lambda: _result(save.part))
+                self.world.together(save.part.result)
                 self._save = None
                 total = sum(file["bytes"] for file in save.manifest["files"])
                 held_up = save.held_up + time.perf_counter() - since
                 return Saved(save.step, save.final, total, held_up, time.perf_counter() - save.began)
-            save.manifest["files"] = self.world.gather(self.world.together(lambda: _result(save.part)))
+            save.manifest["files"] = self.world.gather(self.world.together(save.part.result))
         except BaseException:
             self._save = None
             if self.world.first:
@@ -125,7 +121,7 @@ class Saver:
                     _remove(save.partial)
             raise
         save.publishing = True
-        save.part = self._threads.submit(self._publish, save) if self.world.first else _nothing()
+        save.part = self._threads.submit(self._publish, save)
         save.held_up += time.perf_counter() - since
         return None
 
@@ -160,7 +156,9 @@ class Saver:
         return copies
 
     def _publish(self, save: _Save) -> None:
-        """Write the manifest and rename into place, durably; then remove what is superseded."""
+        """On rank 0: write the manifest and rename into place, durably; then remove what is superseded."""
+        if not self.world.first:
+            return
         try:
             _write_text(save.partial / RECIPE, self.recipe_yaml)
             _write_text(save.partial / MANIFEST, sealed(save.manifest).decode())
@@ -225,16 +223,6 @@ def _owned(engine: Engine, world: World) -> Iterator[Fragment]:
         if a < b:
             states = {kind: values[a:b] for kind, values in fragment.states.items()}
             yield dataclasses.replace(fragment, start=a, master=fragment.master[a:b], states=states)
-
-
-def _result(part: Future[Any]) -> Any:
-    return part.result()
-
-
-def _nothing() -> Future[Any]:
-    done: Future[Any] = Future()
-    done.set_result(None)
-    return done
 
 
 def _unwritable(path: Path, error: Exception) -> PretrainError:

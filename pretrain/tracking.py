@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def forget_after(directory: Path, step: int) -> None:
     """Drop the records that a run continuing after ``step`` steps will write again, atomically.
 
     At step 0 that is every record: what is written before the first step is written once more. So is what introduces
-    a stage that begins at ``step``.
+    a stage that begins at ``step``. Raises PretrainError, with the file as it was, where the disk is full.
     """
 
     def again(record: Record) -> bool:
@@ -165,5 +166,11 @@ def forget_after(directory: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(record) + "\n" for record in read_metrics(path) if not again(record)]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        try:
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            text = f"{path} cannot be written ({error}); free disk space or mend it, and start the same command again"
+            raise PretrainError(text) from error

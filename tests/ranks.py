@@ -35,6 +35,11 @@ QUICK = ["--config", str(ROOT / "tests" / "tiny.yaml")]  # tests append what the
 DROPOUT = ["model.attention_dropout=0.1", "model.residual_dropout=0.1"]
 
 
+def with_dropout(corpus: Path, directory: Path, steps: int) -> list[str]:
+    """Arguments of a run with dropout, but its name; nothing is saved before the end unless a signal asks for it."""
+    return [*QUICK, *DROPOUT, f"data.corpus={corpus}", f"run.directory={directory}", f"budget.steps={steps}"]
+
+
 def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables that torchrun and deepspeed give a worker."""
     own = {

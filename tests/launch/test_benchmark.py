@@ -49,6 +49,7 @@ def test_it_prints_a_table_and_leaves_other_runs_alone(synthetic_corpus: Path, t
     ("arguments", "said"),
     [
         (["--steps", "0"], "--steps must be at least 1"),
+        (["--warm-up", "-1"], "--warm-up at least 0"),
         (["--steps", "18"], "the recipe has 20 steps, fewer than --warm-up 3 and --steps 18"),
         (["data.corpus=absent"], "absent"),
     ],

@@ -21,7 +21,7 @@ from tests.pretrain.killing import (
     TORCHRUN,
     Started,
 )
-from tests.ranks import DROPOUT, QUICK, last, logged_steps, losses, pretrain_well, same_bits, wait_for
+from tests.ranks import last, logged_steps, losses, pretrain_well, same_bits, wait_for, with_dropout
 
 pytestmark = pytest.mark.soak
 
@@ -54,8 +54,7 @@ CASES = [
 def base(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """(arguments but run.name, run.directory): nothing is saved before the end unless a signal asks for it."""
     directory = tmp_path_factory.mktemp("runs")
-    settings = [f"data.corpus={synthetic_corpus}", f"run.directory={directory}", f"budget.steps={STEPS}"]
-    return [*QUICK, *DROPOUT, *settings], directory
+    return with_dropout(synthetic_corpus, directory, STEPS), directory
 
 
 @pytest.fixture(scope="module")

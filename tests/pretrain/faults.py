@@ -16,12 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[0] = str(ROOT)
 
 
-def nan_loss(where: str) -> None:
-    """`nan_loss=RANK:FIRST:LAST`: on one rank the loss of steps [FIRST, LAST] (counted from 0) is not a number."""
+def changed_loss(change, applies) -> None:
+    """Let ``change`` have the loss of every micro-batch for whose trainer (rank, steps done) ``applies``."""
     from pretrain.objectives.mlm import MLM
     from pretrain.trainer import Trainer
 
-    rank, first, last = map(int, where.split(":"))
     plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
 
     def run(self):
@@ -30,18 +29,26 @@ def nan_loss(where: str) -> None:
 
     def loss(self, model, batch):
         total, counts = plain_loss(self, model, batch)
-        wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
-        return total * float("nan") if wrong else total, counts
+        here = applies(trainers[0].world.rank, trainers[0].progress.step)
+        return change(total) if here else total, counts
 
     MLM.loss, Trainer.run = loss, run
+
+
+def on_rank(where: str):
+    """`RANK:FIRST:LAST`: on that rank, in steps [FIRST, LAST], counted from 0."""
+    rank, first, last = map(int, where.split(":"))
+    return lambda at_rank, step: at_rank == rank and first <= step <= last
+
+
+def nan_loss(where: str) -> None:
+    """`nan_loss=RANK:FIRST:LAST`: on one rank the loss of these steps is not a number."""
+    changed_loss(lambda total: total * float("nan"), on_rank(where))
 
 
 def infinite_gradient(where: str) -> None:
     """`infinite_gradient=RANK:FIRST:LAST`: on one rank a gradient of these steps overflows, its loss being finite."""
     import torch
-
-    from pretrain.objectives.mlm import MLM
-    from pretrain.trainer import Trainer
 
     class Overflowing(torch.autograd.Function):
         @staticmethod
@@ -52,19 +59,7 @@ def infinite_gradient(where: str) -> None:
         def backward(context, gradient):
             return gradient * float("inf")
 
-    rank, first, last = map(int, where.split(":"))
-    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
-
-    def run(self):
-        trainers.append(self)
-        return plain_run(self)
-
-    def loss(self, model, batch):
-        total, counts = plain_loss(self, model, batch)
-        wrong = trainers[0].world.rank == rank and first <= trainers[0].progress.step <= last
-        return Overflowing.apply(total) if wrong else total, counts
-
-    MLM.loss, Trainer.run = loss, run
+    changed_loss(Overflowing.apply, on_rank(where))
 
 
 def kill_in_save(where: str) -> None:
@@ -168,22 +163,8 @@ def slow_steps(seconds: str) -> None:
 
 def spike(where: str) -> None:
     """`spike=STEP:FACTOR`: the loss of that step (counted from 0) is so many times as large."""
-    from pretrain.objectives.mlm import MLM
-    from pretrain.trainer import Trainer
-
-    step, factor = where.split(":")
-    plain_loss, plain_run, trainers = MLM.loss, Trainer.run, []
-
-    def run(self):
-        trainers.append(self)
-        return plain_run(self)
-
-    def loss(self, model, batch):
-        total, counts = plain_loss(self, model, batch)
-        here = trainers[0].progress.step == int(step)
-        return total * float(factor) if here else total, counts
-
-    MLM.loss, Trainer.run = loss, run
+    at, factor = where.split(":")
+    changed_loss(lambda total: total * float(factor), lambda rank, step: step == int(at))
 
 
 def hang(where: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from tests.pretrain.test_bad_input import Bomb
+from tests.pretrain.bad_input import Bomb
 from tests.ranks import QUICK, pretrain, refused
 
 NO_MOTIFS = "objective.levels={motif: 0}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
 import shutil
@@ -21,6 +20,7 @@ from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.resuming import DAMAGED, newest_good
 from pretrain.saving import rotate
+from tests.pretrain.bad_input import Bomb
 from tests.pretrain.checkpoints import save
 from tests.pretrain.test_checkpoint import ALONE, FakeEngine
 from tests.ranks import QUICK, last, losses, pretrain, pretrain_well, refused, same_bits
@@ -233,14 +233,6 @@ def test_a_checkpoint_that_only_one_rank_finds_damaged_is_passed_over_by_both(tr
 
 
 # ----- foreign pickles
-
-
-class Bomb:
-    def __init__(self, touches: Path):
-        self.touches = touches
-
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return os.system, (f"touch {self.touches}",)
 
 
 def torch_archive(path: Path, bomb: Bomb) -> None:

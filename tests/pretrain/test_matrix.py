@@ -131,10 +131,12 @@ def require_restored(dumped: Path, saved: Checkpoint) -> None:
             assert torch.equal(opened.get_tensor(f"{kind}|{name}").flatten(), expected), (kind, name)
 
 
-# Losses lie between 0.3 and 1.9. fp32: sums in another order; the largest difference found is FOUND. bf16: rounding of
-# weights and activations in micro-batches of other compositions; DeepSpeed in bf16 differs from plain torch by up to
-# 4.7e-4 in 8 steps, and by 1.5e-2 where a step is applied twice (specs deepspeed 3).
-TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}
+# Absolute, of losses up to 3.3. Chosen once the whole matrix had been run: its largest differences were 5.3e-7 in fp32
+# (sums in another order), 1.2e-3 from bf16 to bf16 and 3.6e-3 where bf16 and autocast take turns. Other tests put
+# DeepSpeed's bf16 at up to 4.7e-4 from plain torch in 8 steps, and at 1.5e-2 where a step is applied twice (specs
+# deepspeed 3). What bf16 could hide, the state after loading, is compared bit for bit.
+TOLERANCE = {("fp32", "fp32"): 5e-6, ("bf16", "bf16"): 3e-3}
+TOLERANCE_OF_A_CHANGE = 5e-3
 
 
 def continue_elsewhere(command, whole, model: str, written: Cell, record_property) -> None:
@@ -153,7 +155,7 @@ def continue_elsewhere(command, whole, model: str, written: Cell, record_propert
     assert [record["step"] for record in records(run)] == list(range(1, STEPS + 1))
     reference = losses(whole(model, written.family))
     difference = max(abs(a - b) for a, b in zip(losses(run), reference, strict=True))
-    ok = difference <= TOLERANCE[written.family]
+    ok = difference <= TOLERANCE.get((written.precision, cell.precision), TOLERANCE_OF_A_CHANGE)
     row = f"| {model} | {written} | {cell} | {difference:.1e} | {'yes' if ok else 'NO'} |"
     record_property("matrix", row)
     assert ok, row

@@ -17,9 +17,7 @@ from pretrain.distributed import free_port
 from pretrain.signals import RESUBMIT
 from tests.pretrain import faults
 from tests.ranks import (
-    DROPOUT,
     PRETRAIN,
-    QUICK,
     ROOT,
     Rank,
     finish,
@@ -31,6 +29,7 @@ from tests.ranks import (
     same_bits,
     start,
     wait_for,
+    with_dropout,
 )
 
 FAULTS = Path(faults.__file__)
@@ -41,8 +40,7 @@ STEPS = 30
 def base(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """(arguments but run.name, run.directory): nothing is saved before the end unless a signal asks for it."""
     directory = tmp_path_factory.mktemp("runs")
-    settings = [f"data.corpus={synthetic_corpus}", f"run.directory={directory}", f"budget.steps={STEPS}"]
-    return [*QUICK, *DROPOUT, *settings], directory
+    return with_dropout(synthetic_corpus, directory, STEPS), directory
 
 
 @pytest.fixture(scope="module")

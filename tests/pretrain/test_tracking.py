@@ -13,6 +13,7 @@ from data.loader import Step
 from pretrain.config import TrackingConfig
 from pretrain.console import describe, duration, quantity
 from pretrain.distributed import World
+from pretrain.errors import PretrainError
 from pretrain.meter import Meter
 from pretrain.objectives.mlm import MLM, MLMConfig
 from pretrain.tracking import Tracker, forget_after, last_validation, read_metrics
@@ -95,6 +96,24 @@ def test_a_run_that_continues_where_a_stage_begins_keeps_no_introduction_that_it
     kept = [(record["kind"], record["step"]) for record in written(tmp_path)]
     assert len([step for _, step in kept if step == 5]) == 5
     assert sorted(kind for kind, step in kept if step == 10) == ["checkpoint", "train", "validation"]
+
+
+def test_records_that_cannot_be_rewritten_stay_as_they_are(tmp_path, monkeypatch):
+    own = tracker(tmp_path)
+    for step in (10, 20):
+        own.write("train", step, {"loss": 1.0})
+    own.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(path, *_):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(PretrainError, match=r"metrics.jsonl cannot be written .*No space left.* same command"):
+        forget_after(tmp_path, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_the_last_validation_is_the_newest_that_is_kept(tmp_path):
