@@ -26,9 +26,9 @@ from models.layers.feed_forward import feed_forward
 from models.layers.pieces import LAYER_NORM_EPS
 from models.layers.swish_gate import Linear
 from models.layers.tied_embedding import TiedEmbedding, VocabularyBias
-from models.rnamsm_cost import activation_bytes, count_parameters, flops
+from models.rnamsm_cost import activation_bytes, backward_bytes, count_parameters, flops
 
-__all__ = ["RNAMSM", "Outputs", "RNAMSMConfig", "activation_bytes", "count_parameters", "flops"]
+__all__ = ["RNAMSM", "Outputs", "RNAMSMConfig", "activation_bytes", "backward_bytes", "count_parameters", "flops"]
 
 PAD, CLS, MASK = 0, 1, 4  # ids in the 28-token vocabulary (spec 2)
 ANSWERS = (6, 7, 8, 9, 22, 26)  # A, C, G, U, X and the gap: what a cleaned alignment holds, so what is ever predicted

@@ -75,3 +75,16 @@ def activation_bytes(
     ends = tokens * d * (2 * residual + (config.residual_dropout > 0))
     head = targets * (4 * d * e + config.vocab * (e + 8))  # logits, fp32 copy and softmax
     return int(blocks + ends + head)
+
+
+def backward_bytes(
+    config: RNAMSMConfig, tokens: int, *, element_bytes: int = 2, residual_bytes: int | None = None
+) -> int:
+    """Bytes that the backward pass of a feed-forward branch works in, beside what is kept, all ``tokens`` at a time.
+
+    Its inner units after GELU and their gradient; gradients of the stream before and after it; the norm computed again,
+    its gradient and the stream's through it (layers/feed_forward.py). A CPU works through a part at a time.
+    """
+    d, e = config.width, element_bytes
+    residual = residual_bytes or e
+    return tokens * (2 * config.ffn * e + d * (5 * residual + e))

@@ -60,7 +60,7 @@ class ModelCost:
         """The most bytes that a micro-batch takes in its backward pass, bf16 copies of weights under autocast aside.
 
         What the forward pass keeps (models/*_cost.py), and the gradients in flight: one of a feed-forward layer's
-        inner units and one of the stream; in a pair stream six of its width.
+        inner units and one of the stream; in a pair stream six of its width; RNA-MSM says it itself.
         """
         config = self.settings.model
         if checkpointing is not None:
@@ -76,6 +76,7 @@ class ModelCost:
         in_flight = tokens * (config.ffn + config.width) * element
         if self.kind == "alignments":  # one per micro-batch
             rows, columns = shapes[0].tolist()
+            in_flight = self._module.backward_bytes(config, tokens, **self._bytes)
             return in_flight + estimate(config, rows, columns, self._targets(tokens), **self._bytes)
         longest, shortest = int(shapes[:, 1].max()), int(shapes[:, 1].min())
         padded = len(shapes) * longest if self.pads and longest > shortest else 0

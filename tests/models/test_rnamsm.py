@@ -231,12 +231,12 @@ def test_dropout_is_where_the_authors_have_it(small, monkeypatch):
 
         return draw
 
-    for name in ("dropout", "projections", "feed_forward", "dropout_attention"):
+    for name in ("dropout", "projections", "feed_forward", "dropout_attention", "tied_attention"):
         module = importlib.import_module(f"models.layers.{name}")
         monkeypatch.setattr(module, "draw_kept", drawn(name, 1))
     monkeypatch.setattr(importlib.import_module("models.layers.feed_forward"), "draw_dropped", drawn("inner", 0))
     model = small(attention_dropout=0.2, residual_dropout=0.05).train()
-    row, column = [("dropout", 0.2), ("projections", 0.05)], [("dropout_attention", 0.2), ("projections", 0.05)]
+    row, column = [("tied_attention", 0.2), ("projections", 0.05)], [("dropout_attention", 0.2), ("projections", 0.05)]
     ffn = [("feed_forward", 0.05), ("inner", 0.05)]
     model(alignment())
     assert calls == [("dropout", 0.05), *[*row, *column, *ffn] * 3]
