@@ -14,6 +14,7 @@ from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.run import RunDirectory, require_same_run
+from pretrain.saving import rotate
 from pretrain.stages import Stage
 from pretrain.tracking import Tracker, forget_after, last_validation
 
@@ -58,6 +59,8 @@ def open_run(settings: Recipe, world: World) -> Run:
     engine = Engine(model, settings, world)
     if found is not None:
         world.together(lambda: found.restore(engine))
+    if world.first:  # kills between a save and its rotation, one after the other, would fill the disk
+        rotate(directory.checkpoints, settings.checkpoint.keep, settings.checkpoint.permanent_every_steps)
     world.together(lambda: directory.describe(settings, world) if world.first else None)
     if found is None or found.path.parent != directory.checkpoints:
         tokenizer = opened[0].data.objective.alphabet

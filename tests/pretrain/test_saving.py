@@ -179,3 +179,15 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(command) ->
     assert not list((run / "checkpoints").glob(".step-*"))
     pretrain_well([*arguments, "budget.steps=44"], ranks=2)
     assert [record["step"] for record in records(run)] == list(range(1, 45))
+
+
+def test_kills_after_every_save_do_not_fill_the_disk(command) -> None:
+    """Each comes when a checkpoint is in place and the superseded ones are still there."""
+    arguments, run = command("crowded", "budget.steps=24", "checkpoint.keep=2")
+    for step in (4, 8, 12, 16, 20):
+        pretrain([f"kill_in_save=0:{step}:before-rotate", "--", *arguments], script=FAULTS)
+        found = [number for number, _ in steps_on_disk(run / "checkpoints")]
+        assert found[0] == step
+        assert len(found) <= 2 + 1
+    pretrain_well(arguments)
+    assert [number for number, _ in steps_on_disk(run / "checkpoints")] == [24, 20]
