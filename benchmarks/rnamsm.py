@@ -1,6 +1,6 @@
 """Training steps of RNA-MSM on CPU: this project against plain einsum attention, in seconds and in peak memory.
 
-    python benchmarks/rnamsm.py [--rows 162 --columns 101] [--dropout 0.1]
+    python benchmarks/rnamsm.py [--rows 162 --columns 101] [--dropout 0.1] [--precision bf16]
 
 One step is forward, mean cross-entropy over 15 % of the tokens and backward on one alignment of 2^14 tokens, from the
 same weights; no optimizer. Compared: the model as its formulas are written (`einsum` below, after RNA-MSM specification
@@ -96,11 +96,12 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     targets = tokens.flatten()[chosen]
 
     def loss(dropout: float) -> Any:
-        if options.system == "einsum":
-            logits = einsum(dict(model.named_parameters()), config, tokens, dropout).flatten(0, 1)[chosen]
-        else:
-            logits = model.train(dropout > 0)(tokens[None], target_index=chosen)
-        return F.cross_entropy(logits, targets)
+        with torch.autocast("cpu", enabled=options.precision == "bf16"):
+            if options.system == "einsum":
+                logits = einsum(dict(model.named_parameters()), config, tokens, dropout).flatten(0, 1)[chosen]
+            else:
+                logits = model.train(dropout > 0)(tokens[None], target_index=chosen)
+        return F.cross_entropy(logits.float(), targets)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, walls = [], []
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256, help="64 per head, feed-forward four times as wide")
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast, in all systems")
     parser.add_argument("--steps", type=int, default=1, help="measured ones, after one to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -163,7 +165,7 @@ def main() -> None:
             runs.append(timed | {"mib": held["mib"]})
     print(
         f"{options.layers} layers, width {options.width}, {options.rows} rows x {options.columns} columns, dropout "
-        f"{options.dropout}, {options.threads} thread(s), fp32, {options.rounds} rounds"
+        f"{options.dropout}, {options.threads} thread(s), {options.precision}, {options.rounds} rounds"
     )
     for name, runs in results.items():
         cpu, wall, mib = (statistics.median(r[key] for r in runs) for key in ("cpu", "wall", "mib"))
