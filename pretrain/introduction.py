@@ -49,7 +49,9 @@ def introduce_checkpoints(console: Console, settings: Recipe, world: World, dire
     kept = f"{own.keep} kept" + (" and the permanent ones" if own.permanent_every_steps else "")
     seconds = _seconds_to_write(size, directory.parent) if world.first else None
     each = "" if seconds is None else f", about {seconds:.2g} s each as this disk writes"
-    console.say(f"  checkpoints of {_gigabytes(size)}{each}, {' and '.join([*when, 'at the end'])}, {kept}")
+    said = f"checkpoints of {_gigabytes(size)}{each}, {' and '.join([*when, 'at the end'])}, {kept}"
+    console.say(f"  {said}")
+    log.info("%s", said)
     if not world.first:
         return
     there = sum(file.stat().st_size for file in directory.glob("step-*/*"))
