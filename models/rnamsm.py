@@ -123,11 +123,10 @@ class RNAMSM(nn.Module):
         The dtype of the logits is that of the computation; a loss should cast to fp32. Raises ModelError if the
         alignment is larger than the model's tables.
         """
+        if target_index is not None and not everything:
+            return self.head(self.final_norm(self._stream(tokens, is_real, None, target_index)), self.embed)
         maps: list[Tensor] | None = [] if everything else None
-        x_BRLd = self._stream(tokens, is_real, maps)
-        if maps is None and target_index is not None:  # the norm of what the head reads, and no more
-            return self.head(self.final_norm(x_BRLd.flatten(0, 2).index_select(0, target_index)), self.embed)
-        r_BRLd = self.final_norm(x_BRLd)
+        r_BRLd = self.hidden(tokens, is_real, maps)
         r_Md = r_BRLd if target_index is None else r_BRLd.flatten(0, 2).index_select(0, target_index)
         logits = self.head(r_Md, self.embed)
         return logits if maps is None else Outputs(logits, torch.cat(maps, dim=1), r_BRLd)
@@ -141,15 +140,22 @@ class RNAMSM(nn.Module):
         r_BRLd: Tensor = self.final_norm(self._stream(tokens, is_real, maps))
         return r_BRLd
 
-    def _stream(self, tokens: Tensor, is_real: Tensor | None, maps: list[Tensor] | None) -> Tensor:
-        """What the last block gives, [B, R, L, d]."""
+    def _stream(
+        self, tokens: Tensor, is_real: Tensor | None, maps: list[Tensor] | None, target_index: Tensor | None = None
+    ) -> Tensor:
+        """What the last block gives, [B, R, L, d], or [M, d] of the targets.
+
+        After the last attention no token depends on another one: what is not a target ends there, which saves the loss
+        most of a feed-forward layer.
+        """
         x_BRLd = self.stem(self.embed(tokens), is_real)
         recompute = self.config.checkpointing and torch.is_grad_enabled()
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            how = (is_real, maps is not None, target_index if i == self.config.layers - 1 else None)
             if recompute:  # dropout draws the same numbers again: the generator's state is kept with each block
-                x_BRLd, attention_map = checkpoint(block, x_BRLd, is_real, maps is not None, use_reentrant=False)
+                x_BRLd, attention_map = checkpoint(block, x_BRLd, *how, use_reentrant=False)
             else:
-                x_BRLd, attention_map = block(x_BRLd, is_real, maps is not None)
+                x_BRLd, attention_map = block(x_BRLd, *how)
             if maps is not None:
                 maps.append(attention_map)
         return x_BRLd
@@ -223,7 +229,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, [B, R, L, d] -> [B, R, L, d]."""
+    """One layer, [B, R, L, d] -> [B, R, L, d], or [M, d] of the tokens at ``chosen_M`` of the flattened alignments."""
 
     def __init__(self, config: RNAMSMConfig) -> None:
         super().__init__()
@@ -233,11 +239,15 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x_BRLd: Tensor, is_real: Tensor | None = None, want_map: bool = False
+        self,
+        x_BRLd: Tensor,
+        is_real: Tensor | None = None,
+        want_map: bool = False,
+        chosen_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(output, row-attention map [B, H, L, L] if ``want_map``)."""
+        """(output, row-attention map [B, H, L, L] if ``want_map``); the output is [M, d] with ``chosen_M``."""
         x_BRLd, attention_map = self.row(x_BRLd, is_real, want_map)
-        return self.ffn(self.column(x_BRLd, is_real)), attention_map
+        return self.ffn(self.column(x_BRLd, is_real, chosen_M)), attention_map
 
 
 class FeedForward(Branch):

@@ -29,17 +29,20 @@ def flops(config: RNAMSMConfig, shapes: Iterable[tuple[int, int]], targets: int 
 
     Three times the forward pass of spec 10.1: of every token and layer 16 d² + 4 d f for the linear layers (12 d² in an
     alignment of one row, where column attention is its values alone) and 4 d (L + R) for the attentions, and the head
-    for every target (every token is one if ``targets`` is None). Useful work only: recomputation under checkpointing
-    does not count, so that this over time and peak is the model-FLOPs utilisation.
+    for every target (every token is one if ``targets`` is None). What the last layer does after its attentions, the
+    2 d² of an output and 4 d f, is done for targets alone. Useful work only: recomputation under checkpointing does not
+    count, so that this over time and peak is the model-FLOPs utilisation.
     """
     d, total, tokens = config.width, 0.0, 0
+    last = 2 * d * d + 4 * d * config.ffn
     for rows, columns in shapes:
         linear = (16 if rows > 1 else 12) * d * d + 4 * d * config.ffn
         mixing = 4 * d * (columns + (rows if rows > 1 else 0))
         total += config.layers * rows * columns * (linear + mixing)
         tokens += rows * columns
-    head = (tokens if targets is None else targets) * (2 * d * d + 2 * config.vocab * d)
-    return 3.0 * (total + head)
+    targets = tokens if targets is None else targets
+    head = targets * (2 * d * d + 2 * config.vocab * d)
+    return 3.0 * (total - (tokens - targets) * last + head)
 
 
 def activation_bytes(
@@ -68,10 +71,13 @@ def activation_bytes(
     statistics = 4 * config.heads
     maps = config.heads * columns * columns * (4 + (e + 1 if config.attention_dropout else e * (e < 4)))
     block = tokens * (stream + branches + masks + statistics) + maps
+    # After the attentions of the last block: the stream, two masks and the inner units of targets alone, for which the
+    # attention's output is held once more.
+    spared = (tokens - targets) * (d * residual + f * e + 2 * masks // 3) - (targets < tokens) * targets * d * e
     if config.checkpointing:  # the input of every block, and one block at a time in full
-        blocks = config.layers * tokens * d * residual + block
+        blocks = config.layers * tokens * d * residual + (block if config.layers > 1 else block - spared)
     else:
-        blocks = config.layers * block
+        blocks = config.layers * block - spared
     ends = tokens * d * (2 * residual + (config.residual_dropout > 0))
     head = targets * (4 * d * e + config.vocab * (e + 8))  # logits, fp32 copy and softmax
     return int(blocks + ends + head)

@@ -29,8 +29,10 @@ from models.layers.projections import (
     HEADS_OF_ALIGNMENT,
     HEADS_OF_COLUMN,
     TOKENS_BY_COLUMN,
+    TOKENS_BY_ROW,
     Order,
     add_heads,
+    in_token_order,
     normed_heads,
 )
 from models.layers.tied_attention import masked_softmax, tied_attention
@@ -80,8 +82,16 @@ class _Attention(Branch):
     def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0) -> tuple[Tensor, ...]:
         return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale)
 
-    def _add(self, x_BRLd: Tensor, context: Tensor, order: Order) -> Tensor:
-        return add_heads(x_BRLd, context, (self.out_weight, self.out_bias), order, self._dropout)
+    def _add(self, x_BRLd: Tensor, context: Tensor, order: Order, chosen_M: Tensor | None = None) -> Tensor:
+        """x with the branch's output added, of all tokens or, [M, d], of those at ``chosen_M`` of the flattened ones."""
+        out = (self.out_weight, self.out_bias)
+        if chosen_M is None:
+            return add_heads(x_BRLd, context, out, order, self._dropout)
+        places = torch.unravel_index(chosen_M, x_BRLd.shape[:3])
+        context_MHD = in_token_order(context, order)[places]
+        x_Md = x_BRLd.flatten(0, 2).index_select(0, chosen_M)
+        y = add_heads(x_Md[None, :, None], context_MHD[None, :, None], out, TOKENS_BY_ROW, self._dropout)
+        return y.flatten(0, 2)
 
     def _project(self, h: Tensor, first: int = 0, last: int = 3) -> Tensor:
         """[..., d] -> [..., n, H, D]: n of queries (0), keys (1) and values (2)."""
@@ -159,28 +169,32 @@ class ColumnAttention(_Attention):
         super().__init__(*sizes)
         self.kernel = kernel
 
-    def forward(self, x_BRLd: Tensor, is_real: Tensor | None = None) -> Tensor:
-        """x with the branch added; in inference x itself, changed."""
+    def forward(self, x_BRLd: Tensor, is_real: Tensor | None = None, chosen_M: Tensor | None = None) -> Tensor:
+        """x with the branch added; in inference x itself, changed.
+
+        With ``chosen_M``, places in the flattened alignments, only those tokens, [M, d]: all are attended to, but only
+        these are asked for.
+        """
         batch, rows, columns, _ = x_BRLd.shape
         if not self._in_pieces:
-            return self._trained(x_BRLd, is_real)
+            return self._trained(x_BRLd, is_real, chosen_M)
         for piece in self._pieces(columns, batch * rows):
             x_BNRd = x_BRLd[:, :, piece].transpose(1, 2)
             real = None if is_real is None else is_real[:, :, piece]
             context = self._attended(*self._project(self._normed(x_BNRd)).unbind(-3), real)
             x_BNRd += self._out(context)
-        return x_BRLd
+        return x_BRLd if chosen_M is None else x_BRLd.flatten(0, 2).index_select(0, chosen_M)
 
-    def _trained(self, x_BRLd: Tensor, is_real: Tensor | None) -> Tensor:
+    def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, chosen_M: Tensor | None) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
         kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
         if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
             x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
             context = padded_attention(*(x.flatten(0, 1) for x in (q, k, v)), None, dropout)
-            return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN)
+            return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN, chosen_M)
         x_BRLd, q, k, v = self._heads(x_BRLd, TOKENS_BY_COLUMN)
         context = self._attended(q, k, v, is_real)
-        return self._add(x_BRLd, context, TOKENS_BY_COLUMN)
+        return self._add(x_BRLd, context, TOKENS_BY_COLUMN, chosen_M)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, is_real: Tensor | None) -> Tensor:
         """[B, L, R, H, D] x 3 -> [B, L, R, H, D]"""

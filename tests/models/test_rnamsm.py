@@ -251,10 +251,26 @@ def test_dropout_only_in_training(small):
     assert not torch.equal(model.train()(tokens), model(tokens))
 
 
-def test_head_runs_on_targets_only(small):
-    model, tokens = small(), alignment()
-    index = torch.tensor([25, 3, 139])
-    torch.testing.assert_close(model(tokens, target_index=index), model(tokens).flatten(0, 2)[index])
+@pytest.mark.parametrize("sizes", [[(1, 20)], [(7, 20)], [(7, 20), (4, 24)]])
+def test_what_is_no_target_ends_after_the_last_attention(small, sizes):
+    """The last feed-forward layer and the head see targets alone, of which the logits and gradients stay the same."""
+    tokens, is_real = padded([alignment(rows, columns, seed)[0] for seed, (rows, columns) in enumerate(sizes)])
+    is_real = None if len(sizes) == 1 else is_real
+    index = torch.tensor([17, 3, 12])
+    whole, some, again = small(), small(), small(checkpointing=True)
+    expected = whole(tokens, is_real).flatten(0, 2)[index]
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).double()
+    (expected * weight).sum().backward()
+    widths = []
+    some.blocks[-1].ffn.register_forward_hook(lambda module, args, out: widths.append(tuple(out.shape)))
+    for model in (some, again):
+        found = model(tokens, is_real, target_index=index)
+        torch.testing.assert_close(found, expected)
+        (found * weight).sum().backward()
+        assert_same(gradients(model), gradients(whole), 1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(some(tokens, is_real, target_index=index), expected)
+    assert widths == [(3, 48)] * 2
 
 
 @pytest.mark.parametrize("rows", [1, 4])

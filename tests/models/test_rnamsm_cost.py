@@ -23,16 +23,18 @@ def test_flops_of_the_specification():
         assert flops(config, [shape]) / 1e12 == pytest.approx(tera, rel=0.01)
     assert flops(config, [(162, 101), (16, 1024)]) == flops(config, [(162, 101)]) + flops(config, [(16, 1024)])
     saved = flops(config, [(4, 10)]) - flops(config, [(4, 10)], targets=6)
-    assert saved == 3 * (40 - 6) * (2 * 768**2 + 2 * 28 * 768)
+    head, last = 2 * 768**2 + 2 * 28 * 768, 2 * 768**2 + 4 * 768 * 3072
+    assert saved == 3 * (40 - 6) * (head + last)
 
 
+@pytest.mark.parametrize("targets", [None, torch.tensor([3, 14, 15, 60])])
 @pytest.mark.parametrize(("rows", "columns"), [(5, 17), (12, 6)])
-def test_flops_are_those_that_torch_counts(rows, columns):
+def test_flops_are_those_that_torch_counts(rows, columns, targets):
     config = RNAMSMConfig(layers=2, width=32, heads=4, ffn=64, attention_dropout=0)
     model = RNAMSM(config).eval()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch does not count the CPU's
-        model(torch.full((1, rows, columns), 6))
-    assert 3 * counter.get_total_flops() == flops(config, [(rows, columns)])
+        model(torch.full((1, rows, columns), 6), target_index=targets)
+    assert 3 * counter.get_total_flops() == flops(config, [(rows, columns)], None if targets is None else len(targets))
 
 
 @pytest.mark.parametrize("how", ["plain", "dropout", "bf16 module", "autocast"])
