@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from models.layers.attention import attention, padded_attention, resolve_kernel
 from models.layers.pieces import LAYER_NORM_EPS, compute_dtype, slices
 from models.layers.projections import (
-    HEADS_OF_ALIGNMENT,
+    CHANNELS_FIRST,
     HEADS_OF_COLUMN,
     TOKENS_BY_COLUMN,
     TOKENS_BY_ROW,
@@ -134,15 +134,15 @@ class RowAttention(_Attention):
     def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, want_map: bool) -> tuple[Tensor, Tensor | None]:
         scale = self._scale(x_BRLd, is_real)
         if isinstance(scale, float):
-            x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT, scale)
+            x_BRLd, q, k, v = self._heads(x_BRLd, CHANNELS_FIRST, scale)
         else:
             assert is_real is not None
-            x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_ALIGNMENT)
-            q = (q * scale).to(q.dtype) * is_real.mT[:, None, :, :, None]
+            x_BRLd, q, k, v = self._heads(x_BRLd, CHANNELS_FIRST)
+            q = (q * scale).to(q.dtype) * is_real[:, None, None]
         is_key_BL = None if is_real is None else is_real[:, 0]  # the columns that are real in row 0: the authors' rule
         dropout = self.attention_dropout if self.training else 0.0
-        context, probs_BHLL = tied_attention(*(t.flatten(3) for t in (q, k, v)), is_key_BL, dropout)
-        return self._add(x_BRLd, context.view(v.shape), HEADS_OF_ALIGNMENT), probs_BHLL if want_map else None
+        context, probs_BHLL = tied_attention(*(t.flatten(2, 3) for t in (q, k, v)), is_key_BL, dropout)
+        return self._add(x_BRLd, context.view(v.shape), CHANNELS_FIRST), probs_BHLL if want_map else None
 
     def _scale(self, x_BRLd: Tensor, is_real: Tensor | None) -> float | Tensor:
         """1 / sqrt(D · real rows), a number or [B, 1, 1, 1, 1]: on q, so that half precision cannot overflow."""

@@ -19,7 +19,7 @@ from models.layers.pieces import Total, compute_dtype, normed, piece_tokens, sli
 Order = tuple[int, int, int, int, int]
 TOKENS_BY_ROW: Order = (0, 1, 2, 3, 4)  # [B, R, L, H, D]
 TOKENS_BY_COLUMN: Order = (0, 2, 1, 3, 4)  # [B, L, R, H, D]
-HEADS_OF_ALIGNMENT: Order = (0, 3, 2, 1, 4)  # [B, H, L, R, D]: the rows as further dimensions of a head
+CHANNELS_FIRST: Order = (0, 3, 4, 1, 2)  # [B, H, D, R, L]: of a head [D · R, L], the rows as further dimensions
 HEADS_OF_COLUMN: Order = (0, 2, 3, 1, 4)  # [B, L, H, R, D]
 
 
@@ -44,7 +44,7 @@ def normed_heads(
 def add_heads(x_BRLd: Tensor, context: Tensor, out: tuple[Tensor, Tensor], order: Order, dropout: float) -> Tensor:
     """x + Drop(Out(context)) of a context in ``order``; ``out`` is weight and bias, ``dropout`` 0 outside training."""
     y: Tensor = _AddHeads.apply(  # type: ignore[no-untyped-call]
-        x_BRLd, context, *out, order, dropout, compute_dtype(x_BRLd)
+        x_BRLd, context.contiguous(), *out, order, dropout, compute_dtype(x_BRLd)
     )
     return y
 
@@ -61,43 +61,43 @@ class _NormedHeads(torch.autograd.Function):
         *norm, weight, bias = parameters
         ctx.order, ctx.scale, ctx.dtype = order, scale, dtype
         ctx.save_for_backward(x, *parameters)
-        weight, bias = weight.to(dtype), bias.to(dtype)
+        weights, biases = _scaled(weight, scale, dtype), _scaled(bias, scale, dtype)
         shape = (*x.shape[:3], heads, x.shape[3] // heads)
         found = tuple(x.new_empty([shape[i] for i in order], dtype=dtype) for _ in range(3))
-        views = [in_token_order(t, order) for t in found]
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), dtype):
                 h_Td = normed(x[part], *norm)[0].to(dtype).flatten(0, -2)
-                qkv = torch.addmm(bias, h_Td, weight.t()).view(*x[part].shape[:-1], 3, *shape[3:])
-                for view, piece, factor in zip(views, qkv.unbind(-3), (scale, 1, 1), strict=True):
-                    torch.mul(piece, factor, out=view[part]) if factor != 1 else view[part].copy_(piece)
+                for heads_of, w, b in zip(found, weights, biases, strict=True):
+                    _write_product(heads_of, order, part, h_Td, w.t(), b)
         return x, *found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_beside: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        *norm, weight, _ = parameters
-        weight = weight.to(ctx.dtype)
-        norm_total, norm_bias_total, total, bias_total = map(Total, parameters)
-        views = [in_token_order(g, ctx.order) for g in grads]
+        *norm, weight, bias = parameters
+        weights = _scaled(weight, ctx.scale, ctx.dtype)
+        norm_total, norm_bias_total = map(Total, norm)
+        totals, bias_totals = ([Total(part) for part in whole.chunk(3)] for whole in (weight, bias))
+        grads = tuple(grad.contiguous() for grad in grads)
         grad_x = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), ctx.dtype):
-                shape = views[0][part].shape
-                grad_Tn = weight.new_empty(shape[:-2].numel(), len(weight))
-                pieces = grad_Tn.view(*shape[:-2], 3, *shape[-2:]).unbind(-3)
-                for piece, view, factor in zip(pieces, views, (ctx.scale, 1, 1), strict=True):
-                    torch.mul(view[part], factor, out=piece) if factor != 1 else piece.copy_(view[part])
                 h, *statistics = normed(x[part], *norm)
-                bias_total.add_rows(grad_Tn)
-                total.add_product(grad_Tn, h.to(ctx.dtype).flatten(0, -2))
-                grad_h = torch.mm(grad_Tn, weight).view(h.shape)
-                through, *of_norm = through_norm(grad_h, x[part], statistics, *norm)
+                h_Td = h.to(ctx.dtype).flatten(0, -2)
+                grad_h = torch.zeros_like(h_Td)
+                for grad, w, total, bias_total in zip(grads, weights, totals, bias_totals, strict=True):
+                    grad_Td = _read(grad, ctx.order, part)
+                    bias_total.add_rows(grad_Td)
+                    total.add_product(grad_Td, h_Td)
+                    grad_h.addmm_(grad_Td, w)
+                through, *of_norm = through_norm(grad_h.view(h.shape), x[part], statistics, *norm)
                 norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
                 torch.add(grad_beside[part], through, out=grad_x[part])
-        totals = (norm_total, norm_bias_total, total, bias_total)
-        return grad_x, *(t.result() for t in totals), None, None, None, None
+        for of_queries in (totals[0], bias_totals[0]):
+            of_queries.sum.mul_(ctx.scale)
+        found = (torch.cat([t.result() for t in whole]) for whole in (totals, bias_totals))
+        return grad_x, norm_total.result(), norm_bias_total.result(), *found, None, None, None, None
 
 
 class _AddHeads(torch.autograd.Function):
@@ -109,10 +109,10 @@ class _AddHeads(torch.autograd.Function):
         kept = draw_kept(x.shape, dropout, x.device) if dropout else None
         ctx.save_for_backward(context, kept, weight, bias)
         weight, bias = weight.to(dtype), bias.to(dtype)
-        view, y = in_token_order(context, order), torch.empty_like(x)
+        y = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), dtype):
-                out = torch.addmm(bias, view[part].reshape(-1, len(weight)), weight.t()).view(x[part].shape)
+                out = torch.addmm(bias, _read(context, order, part), weight.t()).view(x[part].shape)
                 if kept is not None:
                     out.mul_(kept[part])
                 torch.add(x[part], out.to(x.dtype), alpha=ctx.scale, out=y[part])
@@ -124,16 +124,53 @@ class _AddHeads(torch.autograd.Function):
         context, kept, *parameters = ctx.saved_tensors
         weight = parameters[0].to(ctx.dtype)
         total, bias_total = map(Total, parameters)
-        grad_context = torch.empty_like(context)
-        view, grad_view = (in_token_order(t, ctx.order) for t in (context, grad_context))
+        grad_context = torch.empty_like(context, memory_format=torch.contiguous_format)
         with torch.autocast(grad.device.type, enabled=False):
             for part in _parts(grad, len(weight), ctx.dtype):
                 out = grad[part] * ctx.scale
                 out_Td = (out if kept is None else out.mul_(kept[part])).to(ctx.dtype).flatten(0, -2)
                 bias_total.add_rows(out_Td)
-                total.add_product(out_Td, view[part].reshape(-1, len(weight)))
-                grad_view[part].copy_(torch.mm(out_Td, weight).view(view[part].shape))
+                total.add_product(out_Td, _read(context, ctx.order, part))
+                _write_product(grad_context, ctx.order, part, out_Td, weight)
         return grad, grad_context, total.result(), bias_total.result(), None, None, None
+
+
+def _scaled(qkv: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Weights or biases of queries, keys and values; the first times ``scale``, which spares a pass over queries."""
+    q, k, v = qkv.chunk(3)
+    return (q * scale).to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _matrix(x: Tensor, order: Order, part: tuple[int, slice]) -> Tensor | None:
+    """[T, d], a view of a part of a tensor in ``order``, where that is a matrix in its memory."""
+    alignment, rows = part
+    if order == CHANNELS_FIRST:
+        piece = x[alignment, :, :, rows]
+        return piece.view(piece.shape[:2].numel(), -1).t()
+    if order == TOKENS_BY_ROW:
+        return x[part].view(-1, x.shape[-2:].numel())
+    return None
+
+
+def _read(x: Tensor, order: Order, part: tuple[int, slice]) -> Tensor:
+    """[T, d] of a part of a tensor in ``order``."""
+    matrix = _matrix(x, order, part)
+    return in_token_order(x, order)[part].flatten(2).flatten(0, 1) if matrix is None else matrix
+
+
+def _write_product(
+    x: Tensor, order: Order, part: tuple[int, slice], a_Tn: Tensor, b_nd: Tensor, bias_d: Tensor | None = None
+) -> None:
+    """a · b + bias into a part of a tensor in ``order``."""
+    matrix = _matrix(x, order, part)
+    if matrix is None:
+        product = torch.mm(a_Tn, b_nd) if bias_d is None else torch.addmm(bias_d, a_Tn, b_nd)
+        view = in_token_order(x, order)[part]
+        view.copy_(product.view(view.shape))
+    elif bias_d is None:
+        torch.mm(a_Tn, b_nd, out=matrix)
+    else:
+        torch.addmm(bias_d, a_Tn, b_nd, out=matrix)
 
 
 def _parts(x_BRLd: Tensor, width: int, dtype: torch.dtype) -> Iterator[tuple[int, slice]]:

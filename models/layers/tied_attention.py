@@ -15,15 +15,15 @@ from models.layers.dropout import draw_kept, kept_share
 
 
 def tied_attention(
-    q_BHLX: Tensor, k_BHLX: Tensor, v_BHLX: Tensor, is_key_BL: Tensor | None, dropout: float
+    q_BHXL: Tensor, k_BHXL: Tensor, v_BHXL: Tensor, is_key_BL: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """(Drop(P) v [B, H, L, X], P = softmax(q kᵀ) [B, H, L, L] in fp32 at least).
+    """(v Drop(P)ᵀ [B, H, X, L], P = softmax(qᵀ k) [B, H, L, L] in fp32 at least), channels X before places L.
 
     Queries come scaled. ``is_key_BL`` is False for keys that none attends to, None where there are no such; where there
     are no others, weights are equal instead of NaN. ``dropout`` is 0 outside training.
     """
     found: tuple[Tensor, Tensor] = _TiedAttention.apply(  # type: ignore[no-untyped-call]
-        q_BHLX, k_BHLX, v_BHLX, is_key_BL, dropout
+        q_BHXL, k_BHXL, v_BHXL, is_key_BL, dropout
     )
     return found
 
@@ -44,9 +44,9 @@ class _TiedAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.scale = 1 / kept_share(dropout) if dropout else 1.0
         with torch.autocast(q.device.type, enabled=False):
-            probs = masked_softmax(torch.matmul(q, k.mT), is_key_BL)
+            probs = masked_softmax(torch.matmul(q.mT, k), is_key_BL)
             kept = draw_kept(probs.shape, dropout, probs.device) if dropout else None
-            context = torch.matmul(_used(probs, kept, ctx.scale, v.dtype), v)
+            context = torch.matmul(v, _used(probs, kept, ctx.scale, v.dtype).mT)
         ctx.save_for_backward(q, k, v, probs, kept)
         return context, probs
 
@@ -57,13 +57,13 @@ class _TiedAttention(torch.autograd.Function):
         grad_v = None
         with torch.autocast(q.device.type, enabled=False):
             if grad is not None:
-                grad_v = torch.matmul(_used(probs, kept, ctx.scale, v.dtype).mT, grad)
-                through = _used(torch.matmul(grad, v.mT).to(probs.dtype), kept, ctx.scale, probs.dtype)
+                grad_v = torch.matmul(grad, _used(probs, kept, ctx.scale, v.dtype))
+                through = _used(torch.matmul(grad.mT, v).to(probs.dtype), kept, ctx.scale, probs.dtype)
                 grad_probs = through if grad_probs is None else grad_probs + through
             if grad_probs is None:
                 return (None,) * 5
             grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype).to(q.dtype)
-            return torch.matmul(grad_scores, k), torch.matmul(grad_scores.mT, q), grad_v, None, None
+            return torch.matmul(k, grad_scores.mT), torch.matmul(q, grad_scores), grad_v, None, None
 
 
 def _used(weights: Tensor, kept: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
