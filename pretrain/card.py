@@ -19,7 +19,7 @@ from pretrain.console import FIGURES, duration, quantity
 from pretrain.estimate import cost_of
 from pretrain.objectives import for_release
 from pretrain.opening import sources_of
-from pretrain.tracking import read_metrics
+from pretrain.tracking import of_stage, read_metrics
 
 TITLES = {
     "rinalmo": "RiNALMo",
@@ -175,7 +175,8 @@ def _results(metrics: list[dict[str, Any]], found: Checkpoint) -> str:
         for key, (title, digits) in FIGURES.items():
             if key in last:
                 rows[f"Validation {title} at step {last['step']:,}"] = f"{last[key]:.{digits}f}"
-    for record in references[-1:]:
+    judged = of_stage(references, validation[-1].get("stage")) if validation else references
+    for record in judged[-1:]:
         for name, figures in record.items():
             if isinstance(figures, dict):
                 shown = ", ".join(f"{figure} {value:.4f}" for figure, value in figures.items())

@@ -7,7 +7,8 @@
 Weights and optimizer state carry over. Steps are counted through the whole run, so a checkpoint, a kill or a resume
 knows nothing of stages. The samples of a stage are ordered by a seed of its own and begin at its first step. The
 schedule is that of the recipe over the whole run, but a stage with a `schedule` section follows its own, counted from
-its first step. A recipe without stages is one stage.
+its first step. Every stage is validated at its end, and in between every `validation.every_steps` from its first step
+on, with figures of its own where it has a `validation` section. A recipe without stages is one stage.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Stage:
             decay_steps=decay,
             total_steps=total,
         )
+
+    def validates_after(self, step: int) -> bool:
+        """Whether its interval says so after ``step`` completed ones of the run, the ends of stages aside."""
+        every = self.settings.validation.every_steps
+        return every > 0 and self.start < step < self.stop and (step - self.start) % every == 0
 
 
 def open_stages(settings: Recipe, world: World) -> list[Stage]:

@@ -120,9 +120,10 @@ class Trainer:
                 return RESUBMIT
             if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
                 self._log(step, rate, result.gradient_norm)
-            if self._due(self.settings.checkpoint.every_steps):
+            every = self.settings.checkpoint.every_steps
+            if every > 0 and progress.step % every == 0 and progress.step < self.total_steps:
                 self._save()
-            if self._due(self.settings.validation.every_steps):
+            if self.stage.validates_after(progress.step):
                 self._validate()
             if progress.step == self.stage.stop < self.total_steps:
                 self._save()
@@ -216,9 +217,6 @@ class Trainer:
         self.progress.flops += flops
         self.progress.seconds += seconds
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.progress.step % every == 0 and self.progress.step < self.total_steps
-
     def _clock_says_save(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
@@ -295,7 +293,7 @@ class Trainer:
     def _validate_what_a_kill_prevented(self) -> None:
         """A kill may have come between saving and validating; at the end of a stage the validation is that stage's."""
         ended = [stage for stage in self.stages if stage.stop == self.progress.step < self.total_steps]
-        if ended or (self.progress.step and self._due(self.settings.validation.every_steps)):
+        if ended or self.stage.validates_after(self.progress.step):
             now = self.stage
             self._enter(ended[0] if ended else now)
             self._validate()
