@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 
 rnafoundry loads the weights (`init_from`, or `models.layouts.detect.read_checkpoint`).
 """
+
+
+def own_usage(channels: Sequence[str]) -> str:
+    """Markdown: how our own layout is loaded. ``channels``: what the model predicts, if not tokens."""
+    if not channels:
+        return OWN_USAGE
+    return (
+        "No public model class knows these outputs by name. rnafoundry loads the weights (`init_from`, or "
+        f"`models.layouts.detect.read_checkpoint`); they predict {', '.join(channels)}, in this order.\n"
+    )
 
 
 def model_card(

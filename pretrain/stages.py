@@ -80,6 +80,13 @@ def open_stages(settings: Recipe, world: World) -> list[Stage]:
     vocabularies = {tokenizer_fingerprint(stage.data.objective.alphabet): stage.name for stage in stages}
     if len(vocabularies) > 1:
         raise PretrainError(f"the stages {' and '.join(vocabularies.values())} have different alphabets or tokenizers")
+    channels = {tuple(getattr(stage.settings.objective, "channels", ())): stage.name for stage in stages}
+    if len(channels) > 1:
+        told = " and ".join(f"{name} ({', '.join(names)})" for names, name in channels.items())
+        raise PretrainError(
+            f"the stages {told} have different channels, but the model's outputs mean the same in all of them; give "
+            "all stages the same objective.channels, and corpora of that order"
+        )
     for stage in stages:
         follows_own = "schedule" in settings.stages.get(stage.name, {})
         stage.schedule_start = stage.start if follows_own else 0
