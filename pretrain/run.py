@@ -4,6 +4,7 @@ runs/NAME/recipe.yaml         every key with its value (of the latest start)
           environment.json    versions and machine (of the latest start)
           tokenizer/      a copy of the tokenizer, where tokens are pieces (run_tokenizer.py)
           metrics.jsonl       one record per logged step and validation
+          lock                held by rank 0 while it runs (run_lock.py)
           logs/rank-00000.log one per rank
           checkpoints/        see checkpoint.py
 """

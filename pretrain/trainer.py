@@ -40,7 +40,7 @@ class Trainer:
         self.settings, self.world, self.stop = settings, world, stop
         run = open_run(settings, world)
         self.directory, self.stages, self.progress, self.engine = run.directory, run.stages, run.progress, run.engine
-        self.tracker, self.parameters, self.origin = run.tracker, run.parameters, run.origin
+        self.tracker, self.lock, self.parameters, self.origin = run.tracker, run.lock, run.parameters, run.origin
         self.validated_step, self.saved_step = run.validated_step, run.progress.step if run.resumed else -1
         self.total_steps = self.stages[-1].stop
         self._enter(run.stage)
@@ -315,3 +315,5 @@ class Trainer:
         self.console.close()
         if self.tracker is not None:
             self.tracker.close()
+        if self.lock is not None:
+            self.lock.release()
