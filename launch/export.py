@@ -2,7 +2,8 @@
 
 RUN is a run directory (its newest checkpoint is taken) or one checkpoint. DIR becomes a directory that
 `from_pretrained` loads, with the model's other layouts in folders of it and a model card. A run whose tokens are pieces
-of several nucleotides fits none of them: it is written in our own layout, with its tokenizer for transformers.
+of several nucleotides fits none of them: it is written in our own layout, with its tokenizer for transformers. So is a
+model of channels other than 2A3 and DMS, whose rows of the output the other layouts would name wrong.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def main() -> int:
             f"  {result.layout}: {result.path} gives the trained outputs on {result.sequences} sequences "
             f"(largest difference of a logit {result.largest_difference:.1e})"
         )
-    if [result.layout for result in checked] == ["rnafoundry"]:
-        print("  transformers loads the tokenizer; no class of theirs loads the weights yet, init_from does")
+    if "rnafoundry" in [result.layout for result in checked]:
+        loads = "transformers loads the tokenizer; " if (arguments.to / "tokenizer.json").exists() else ""
+        print(f"  rnafoundry: {loads}no class of theirs loads the weights yet, init_from does")
     if arguments.licence is None:
         print("  no --licence was given: the card says so; state one before you publish")
     return 0

@@ -126,6 +126,7 @@ def _run_table(found: Plan) -> Table:
     steps = "?" if found.steps is None else f"{found.steps:,}"
     row("steps", ["?" if stage.steps is None else f"{stage.steps:,}" for stage in stages], steps)
     row("passes over the data", [_epochs(stage) for stage in stages])
+    row("validations, samples of each", [_validations(stage) for stage in stages])
     last = [""] * (len(stages) - 1)
 
     def whole(name: str, value: str) -> None:
@@ -152,6 +153,13 @@ def _epochs(stage: StagePlan) -> str:
         return "?"
     several = len(stage.samples.epochs) > 1
     return "\n".join(f"{name} {n:.3g}" if several else f"{n:.3g}" for name, n in stage.samples.epochs.items())
+
+
+def _validations(stage: StagePlan) -> str:
+    if stage.validations == 0:
+        return "none"
+    count = "?" if stage.validations is None else f"{stage.validations:,}"
+    return f"{count} of {stage.samples.settings.validation.sequences:,}"
 
 
 def _seconds(seconds: float) -> str:

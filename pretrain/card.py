@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pretrain.console import FIGURES, duration, quantity
 from pretrain.estimate import cost_of
 from pretrain.objectives import for_release
 from pretrain.opening import sources_of
-from pretrain.tracking import read_metrics
+from pretrain.tracking import of_stage, read_metrics
 
 TITLES = {
     "rinalmo": "RiNALMo",
@@ -40,6 +41,16 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
 
 rnafoundry loads the weights (`init_from`, or `models.layouts.detect.read_checkpoint`).
 """
+
+
+def own_usage(channels: Sequence[str]) -> str:
+    """Markdown: how our own layout is loaded. ``channels``: what the model predicts, if not tokens."""
+    if not channels:
+        return OWN_USAGE
+    return (
+        "No public model class knows these outputs by name. rnafoundry loads the weights (`init_from`, or "
+        f"`models.layouts.detect.read_checkpoint`); they predict {', '.join(channels)}, in this order.\n"
+    )
 
 
 def model_card(
@@ -175,7 +186,8 @@ def _results(metrics: list[dict[str, Any]], found: Checkpoint) -> str:
         for key, (title, digits) in FIGURES.items():
             if key in last:
                 rows[f"Validation {title} at step {last['step']:,}"] = f"{last[key]:.{digits}f}"
-    for record in references[-1:]:
+    judged = of_stage(references, validation[-1].get("stage")) if validation else references
+    for record in judged[-1:]:
         for name, figures in record.items():
             if isinstance(figures, dict):
                 shown = ", ".join(f"{figure} {value:.4f}" for figure, value in figures.items())

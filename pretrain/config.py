@@ -115,7 +115,7 @@ class DeepSpeedConfig:
 
 @dataclass
 class ValidationConfig:
-    every_steps: int = 1000  # 0: only at the end
+    every_steps: int = 1000  # counted from the first step of a stage; 0: only at its end
     at_start: bool = False  # also before the first step: what untrained weights, or those of init_from, give
     sequences: int = 4096  # of the validation split, always the same ones with the same masks; 0 switches it off
     baselines: bool = True  # also report letter frequencies and an order-2 Markov model of the training split

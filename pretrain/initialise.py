@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from data import randomness
 from models import MODELS
+from models.layouts import detect
+from models.layouts.channels import reordered
 from models.layouts.detect import LAYOUTS, read_checkpoint
 from pretrain import checkpoint, recipe, run_tokenizer
 from pretrain.config import Recipe
@@ -45,6 +47,7 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, Any]:
     if adapt is not None:
         config, state = adapt(config, state, settings.model)
     _require_same_sizes(settings.model, config, settings.init_from)
+    state = _in_order_of(settings, source, config, state)
     run_tokenizer.require_same_origin(source, settings)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if hasattr(settings.model, "ffn_pad_to"):
@@ -66,6 +69,47 @@ def load_initial(model: nn.Module, settings: Recipe) -> dict[str, Any]:
             licence,
         )
     return origin
+
+
+def _in_order_of(settings: Recipe, source: Path, config: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the rows of the recipe's channels, found by name; unchanged where outputs are tokens.
+
+    Raises PretrainError if the weights in ``source`` do not have them.
+    """
+    wanted = getattr(settings.objective, "channels", None)
+    if wanted is None:
+        return state
+    found = channels_of(source, recipe.model_name(settings), config)
+    if found is None:
+        outputs, named = len(state["head.bias"]), ", ".join(wanted)
+        if outputs != len(wanted):
+            raise PretrainError(
+                f"init_from={settings.init_from} has {outputs} outputs without names, but objective.channels are "
+                f"{named}; give other weights or as many channels"
+            )
+        log.warning(
+            "init_from=%s: nothing names its %d outputs; they are taken to be %s", settings.init_from, outputs, named
+        )
+        return state
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise PretrainError(
+            f"init_from={settings.init_from} predicts {', '.join(found)}, but objective.channels asks for "
+            f"{', '.join(missing)}; choose channels that it has, or other weights"
+        )
+    return reordered(state, found, wanted)
+
+
+def channels_of(source: Path, name: str, config: Any) -> tuple[str, ...] | None:
+    """What the outputs of a model of channels are, in the order of its weights as `read_weights` gives them.
+
+    None where nothing says it. ``name`` and ``config``: of the model.
+    """
+    own = own_checkpoint(source)
+    if own is None:
+        return detect.channels_of(source, name, config)
+    _, last = recipe.stage_recipes(recipe.read_resolved(own.recipe_path))[-1]
+    return tuple(last.objective.channels)
 
 
 def origin_of(source: Path, named: str) -> dict[str, Any]:

@@ -95,14 +95,8 @@ def measure(settings: Recipe, world: World, warm_up: int, steps: int) -> Measure
     if steps < 1 or warm_up < 0:
         world.fail_together(PretrainError("--steps must be at least 1, and --warm-up at least 0"))
     own = f".benchmark-{world.gather(os.getpid())[0]}"
-    run = dataclasses.replace(settings.run, name=own, resume="never")
-    tracking = dataclasses.replace(settings.tracking, log_every_steps=1, wandb="disabled", tensorboard=False)
-    validation = dataclasses.replace(settings.validation, sequences=0, baselines=False)
-    spikes = settings.spikes
-    if spikes.action == "roll_back":  # costs as much as "report", which does not end the run
-        spikes = dataclasses.replace(spikes, action="report")
-    settings = dataclasses.replace(settings, run=run, tracking=tracking, validation=validation, spikes=spikes)
-    place = Path(run.directory) / own
+    settings = without_extras(settings, own)
+    place = Path(settings.run.directory) / own
     try:
         trainer = _Measured(settings, world, warm_up, steps)
         trainer.run()
@@ -114,6 +108,28 @@ def measure(settings: Recipe, world: World, warm_up: int, steps: int) -> Measure
             shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # it holds other runs
                 place.parent.rmdir()
+
+
+def without_extras(settings: Recipe, name: str) -> Recipe:
+    """The recipe of a run called ``name`` that only trains: nothing validated, tracked or rolled back."""
+    run = dataclasses.replace(settings.run, name=name, resume="never")
+    tracking = dataclasses.replace(settings.tracking, log_every_steps=1, wandb="disabled", tensorboard=False)
+    validation = dataclasses.replace(settings.validation, sequences=0, baselines=False)
+    stages = {
+        stage: {section: keys for section, keys in own.items() if section != "validation"}
+        for stage, own in settings.stages.items()
+    }
+    spikes = settings.spikes
+    if spikes.action == "roll_back":  # costs as much as "report", which does not end the run
+        spikes = dataclasses.replace(spikes, action="report")
+    changed: dict[str, Any] = {
+        "run": run,
+        "tracking": tracking,
+        "validation": validation,
+        "spikes": spikes,
+        "stages": stages,
+    }
+    return dataclasses.replace(settings, **changed)
 
 
 def _measurement(trainer: _Measured, world: World) -> Measurement:

@@ -14,6 +14,7 @@ from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.engine import Engine, check_deepspeed_config
 from pretrain.run import RunDirectory, require_same_run
+from pretrain.run_lock import RunLock
 from pretrain.saving import rotate
 from pretrain.stages import Stage
 from pretrain.tracking import Tracker, forget_after, last_validation
@@ -34,6 +35,7 @@ class Run:
     resumed: bool
     validated_step: int  # the last that was validated; -1 if none was
     tracker: Tracker | None  # of rank 0
+    lock: RunLock | None  # of rank 0
 
     @property
     def stage(self) -> Stage:
@@ -45,7 +47,11 @@ def open_run(settings: Recipe, world: World) -> Run:
     """All ranks together. Raises DataError, ModelError or PretrainError; on several ranks, one of them tells it."""
     directory = RunDirectory(settings)
     world.together(directory.create if world.first else lambda: None)
+    longest = 0.5 * 60 * settings.compute.timeout_minutes  # the other ranks wait for this one
+    lock = world.together(lambda: RunLock(directory.path, longest) if world.first else None)
     world.together(lambda: directory.start_log(world.rank))
+    if lock is not None and lock.unsupported:
+        log.warning("%s", lock.unsupported)
     opened = world.together(lambda: stages.open_stages(settings, world))
     fingerprint = world.together(lambda: stages.fingerprint(opened))
     world.require_same(fingerprint, "corpus fingerprint")
@@ -69,7 +75,7 @@ def open_run(settings: Recipe, world: World) -> Run:
     validated = last_validation(directory.path) if world.first else 0
     tracker = world.together(lambda: _start_tracker(settings, directory, progress) if world.first else None)
     validated = int(world.sum([validated])[0])
-    return Run(directory, opened, progress, engine, parameters, origin, found is not None, validated, tracker)
+    return Run(directory, opened, progress, engine, parameters, origin, found is not None, validated, tracker, lock)
 
 
 def _continue(found: Checkpoint, settings: Recipe, opened: list[Stage], fingerprint: str) -> Progress:

@@ -6,6 +6,7 @@ states every formula and assumption. `plan` is for one number of GPUs, `sweep` f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,14 @@ class StagePlan:
     @property
     def steps(self) -> int | None:
         return self.samples.steps
+
+    @property
+    def validations(self) -> int | None:
+        """How many, the one at its end included (`Stage.validates_after`)."""
+        own = self.samples.settings.validation
+        if own.sequences == 0:
+            return 0
+        return None if self.steps is None else math.ceil(self.steps / (own.every_steps or self.steps))
 
 
 @dataclass

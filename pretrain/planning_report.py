@@ -61,6 +61,8 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "tokens_per_step": stage.tokens,
         "flops_per_step": stage.flops,
         "epochs": stage.samples.epochs,
+        "validations": stage.validations,
+        "validation_sequences": stage.samples.settings.validation.sequences,
         "micro_batch": stage.micro_batch,
         "micro_batch_unit": stage.unit,
         "activation_bytes": stage.activations,
@@ -132,5 +134,5 @@ def assumptions(found: Plan) -> list[str]:
         f"Of {own.gpu.memory_gib:g} GiB, {CONTEXT / 2**30:.1f} GiB go to CUDA and NCCL and {FRAGMENTED:.0%} to "
         "fragmentation; activations are those of the eager model with a fused attention kernel."
     )
-    lines.append("Validation, reading data at the start, and waiting for a queue are not counted.")
+    lines.append("The time of validations, of reading data at the start, and of waiting for a queue is not counted.")
     return lines

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data import structured
 from data.secrets import masked_content
 from models import MODELS
-from pretrain.config import Recipe
+from pretrain.config import BudgetConfig, DataConfig, Recipe
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.intervals_config import IntervalsConfig, with_presets
@@ -36,8 +36,7 @@ def resolve(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Reci
     """A complete recipe from (origin, mapping) layers, later ones winning."""
     recipe = _merged(layers, default_name)
     if recipe.stages:
-        for _, stage in stage_recipes(recipe):
-            check(stage)
+        _check_stages(recipe)
         if recipe.budget.steps is not None or recipe.budget.epochs is not None:
             raise PretrainError("with stages every stage has its own budget; leave budget.steps and budget.epochs out")
     else:
@@ -60,13 +59,18 @@ def _merged(layers: Sequence[tuple[str, DictConfig]], default_name: str) -> Reci
     return recipe
 
 
-STAGE_SECTIONS = ("data", "objective", "batch", "budget", "schedule", "optimizer")
+STAGE_SECTIONS = ("data", "objective", "batch", "budget", "schedule", "optimizer", "validation")
+STAGE_KEYS = {  # of a section that a stage may set in part
+    "optimizer": ("learning_rate",),
+    "validation": ("every_steps", "sequences", "baselines"),  # at_start is before the first step of the run
+}
 
 
 def stage_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """(name, the recipe as it holds in that stage) of every stage; one without name where there are none.
 
-    Raises PretrainError or DataError if a stage has another section than STAGE_SECTIONS, or a key that is not one.
+    Raises PretrainError or DataError if a stage has another section than STAGE_SECTIONS, or a key that is not one or
+    holds for the whole run.
     """
     if not recipe.stages:
         return [("", recipe)]
@@ -75,21 +79,46 @@ def stage_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
     for name, own in recipe.stages.items():
         if not isinstance(own, Mapping):
             raise PretrainError(f"stages.{name} must be sections with keys of this stage, not {own!r}")
-        for section in own:
-            if section not in STAGE_SECTIONS:
-                raise PretrainError(
-                    f"stages.{name}.{section}: a stage has {', '.join(STAGE_SECTIONS)} of its own; everything else "
-                    "holds for the whole run"
-                )
-        for key in own.get("optimizer") or {}:
-            if key != "learning_rate":
-                raise PretrainError(f"stages.{name}.optimizer.{key}: a stage may only set optimizer.learning_rate")
+        for section, keys in own.items():
+            _require_of_a_stage(f"stages.{name}.{section}", section, keys)
         layer = dict(own)
         if "data" in own:  # a stage's corpus takes the place of a mixture and the other way round
             layer["data"] = {"corpus": None, "mixture": [], **own["data"]}
         layers = [("the recipe", OmegaConf.create(base)), (f"stages.{name}", OmegaConf.create(layer))]
         found.append((str(name), _merged(layers, recipe.run.name)))
     return found
+
+
+def _require_of_a_stage(path: str, section: str, keys: Any) -> None:
+    if section not in STAGE_SECTIONS:
+        raise PretrainError(
+            f"{path}: a stage has {', '.join(STAGE_SECTIONS)} of its own; everything else holds for the whole run"
+        )
+    if not isinstance(keys, Mapping):
+        raise PretrainError(f"{path} must be a section of keys, such as {path}.KEY, not {keys!r}")
+    if section not in STAGE_KEYS:
+        return
+    for key in structured.all_keys(getattr(Recipe(), section)):
+        if key in keys and key not in STAGE_KEYS[section]:  # what is no key at all is told with the nearest one
+            allowed = " and ".join(f"{section}.{one}" for one in STAGE_KEYS[section])
+            raise PretrainError(f"{path}.{key}: a stage may only set {allowed}; {section}.{key} is of the whole run")
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """`check` of every stage; a problem is told with the stage's name where it is the stage that brings it."""
+    common = _problem(dataclasses.replace(recipe, data=DataConfig(corpus="any"), budget=BudgetConfig(steps=1)))
+    for name, stage in stage_recipes(recipe):
+        found = _problem(stage)
+        if found is not None:
+            raise PretrainError(found if found == common else f"stages.{name}: {found}")
+
+
+def _problem(recipe: Recipe) -> str | None:
+    try:
+        check(recipe)
+    except PretrainError as error:
+        return str(error)
+    return None
 
 
 def _without(layer: DictConfig, *sections: str) -> DictConfig:

@@ -7,9 +7,10 @@ trained model's outputs on real sequences; only then is it renamed into place.
             original/NAME.pt, ...                            its other layouts, such as that of the authors' repository
             recipe.yaml                                      every setting of the run
 
-Which layouts a model has is said in its layout file (`RELEASES`, see models/layouts/releasing.py). Where tokens are
-pieces of several nucleotides, none of them can express the vocabulary. Such a run is released in our
-own layout (models/layouts/own.py) with its tokenizer, which transformers loads:
+Which layouts a model has is said in its layout file (`RELEASES`, see models/layouts/releasing.py). Where its main one
+cannot express the model (channels other than the published ones), our own stands in its place (models/layouts/own.py).
+Where tokens are pieces of several nucleotides, none of them can express the vocabulary. Such a run is released in our
+own layout with its tokenizer, which transformers loads:
 
     release/README.md, config.json, model.safetensors, vocab.txt, recipe.yaml
             tokenizer.json, tokenizer_config.json, sentencepiece.model, sentencepiece.json
@@ -30,14 +31,21 @@ from torch import Tensor
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
 from models.layouts import own
 from models.layouts.detect import LAYOUTS, read_checkpoint
-from models.layouts.releasing import ReleaseLayout, WriteOptions
+from models.layouts.releasing import ReleaseLayout, Trained, WriteOptions
 from pretrain import recipe, run_tokenizer
-from pretrain.card import OWN_USAGE, model_card
+from pretrain.card import model_card, own_usage
 from pretrain.checkpoint import Checkpoint
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
-from pretrain.initialise import own_checkpoint, unpadded
-from pretrain.release_check import compared_columns, model_of, outputs_of, samples_of, trained_letters
+from pretrain.initialise import channels_of, own_checkpoint, unpadded
+from pretrain.release_check import (
+    compared_columns,
+    model_of,
+    outputs_of,
+    samples_of,
+    trained_channels,
+    trained_letters,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Largest difference of a logit that counts as the same model. fp32 weights come back bit for bit; bf16 ones are
@@ -108,23 +116,31 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     return found, checked
 
 
-def _own_writer(tokenizer: SentencePieceTokenizer, name: str) -> ReleaseLayout:
+def _own_layout(settings: Recipe) -> ReleaseLayout:
+    name, named = recipe.model_name(settings), getattr(settings.objective, "tokenizer", None)
+    tokenizer = None if named is None else SentencePieceTokenizer.load(named)
+    tokens = LAYOUTS[name].tokens(settings.model) if tokenizer is None else tokenizer.tokens
+
     def write(directory: Path, state: dict[str, Tensor], config: Any, options: WriteOptions) -> Path:
-        own.write(directory, name, state, config, list(tokenizer.tokens), options.dtype, options.shard_bytes)
-        run_tokenizer.copy_files(tokenizer, directory)
+        how = options.dtype, options.shard_bytes, options.channels
+        own.write(directory, name, state, config, list(tokens), *how)
+        if tokenizer is not None:
+            run_tokenizer.copy_files(tokenizer, directory)
         return directory
 
-    return ReleaseLayout("", write, OWN_USAGE)
+    return ReleaseLayout("", write, own_usage(trained_channels(settings)))
 
 
 def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
     """Every layout that can express the run's model and vocabulary, by name, the main directory first."""
-    name, tokenizer = recipe.model_name(settings), getattr(settings.objective, "tokenizer", None)
-    if tokenizer is None:
-        releases: dict[str, ReleaseLayout] = LAYOUTS[name].RELEASES
-        letters = trained_letters(settings)
-        return {key: layout for key, layout in releases.items() if layout.fits(settings.model, letters)}
-    return {"rnafoundry": _own_writer(SentencePieceTokenizer.load(tokenizer), name)}
+    found: dict[str, ReleaseLayout] = {}
+    if getattr(settings.objective, "tokenizer", None) is None:
+        releases: dict[str, ReleaseLayout] = LAYOUTS[recipe.model_name(settings)].RELEASES
+        trained = Trained(trained_letters(settings), trained_channels(settings))
+        found = {key: layout for key, layout in releases.items() if layout.fits(settings.model, trained)}
+    if any(layout.folder == "" for layout in found.values()):
+        return found
+    return {"rnafoundry": _own_layout(settings), **found}
 
 
 def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> dict[str, ReleaseLayout]:
@@ -133,8 +149,11 @@ def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> dict[str, Rele
     for layout in wanted or ():
         if layout not in possible:
             kind = "single nucleotides" if getattr(settings.objective, "tokenizer", None) is None else "pieces"
+            what = f"whose tokens are {kind}"
+            if channels := trained_channels(settings):
+                what = f"of these settings and the channels {', '.join(channels)}"
             raise PretrainError(
-                f"there is no {layout} layout for a {recipe.model_name(settings)} model whose tokens are {kind}; "
+                f"there is no {layout} layout for a {recipe.model_name(settings)} model {what}; "
                 f"choose --layout {' or '.join(possible)}, or leave it out"
             )
     return {name: layout for name, layout in possible.items() if not wanted or name in wanted}
@@ -153,7 +172,8 @@ def _write_and_check(
     config, place = _unpadded_config(settings), directory / writer.folder
     place.mkdir(exist_ok=True)
     stem = f"{name}_{settings.run.name}"
-    how = WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary, trained_letters(settings))
+    channels = trained_channels(settings)
+    how = WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary, trained_letters(settings), channels)
     path = writer.write(place, state, config, how)
     read_name, read_config, read_state = read_checkpoint(path, config.heads)
     if read_name != name:
@@ -161,7 +181,8 @@ def _write_and_check(
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
     before = outputs_of(model_of(name, config, rounded), settings, samples)
     after = outputs_of(model_of(name, read_config, read_state), settings, samples)
-    ours, theirs = compared_columns(settings, config, read_config)
+    named = channels_of(path, name, read_config) if channels else None
+    ours, theirs = compared_columns(settings, config, read_config, named)
     pairs = zip(before, after, strict=True)
     difference = max(float((one[..., ours] - other[..., theirs]).abs().max()) for one, other in pairs)
     if not difference <= TOLERANCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,18 @@ def outputs_of(model: nn.Module, settings: Recipe, samples: list[Any]) -> list[T
     return [objective.logits(model, objective.collate(samples[part], keys[part])) for part in parts]
 
 
-def compared_columns(settings: Recipe, ours: Any, theirs: Any) -> tuple[list[int], list[int]]:
+def compared_columns(
+    settings: Recipe, ours: Any, theirs: Any, channels: Sequence[str] | None
+) -> tuple[list[int], list[int]]:
     """Output columns to compare, in the trained model and in the one read back: tokens that training has seen.
 
-    A layout may leave out tokens (RNAErnie's types) and must fill rows that were never trained with something.
+    A layout may leave out tokens (RNAErnie's types) and must fill rows that were never trained with something. Outputs
+    that are channels are compared by name; ``channels`` of the model read back.
     """
     objective = objective_of(settings)
     if objective.kind == "reactivity":
-        channels = list(range(len(settings.objective.channels)))
-        return channels, channels
+        wanted = settings.objective.channels
+        return list(range(len(wanted))), [list(channels or ()).index(name) for name in wanted]
     if getattr(settings.objective, "tokenizer", None) is not None:
         return list(range(ours.vocab)), list(range(ours.vocab))
     alphabet = objective.alphabet
@@ -110,6 +114,11 @@ def compared_columns(settings: Recipe, ours: Any, theirs: Any) -> tuple[list[int
     place = {token: i for i, token in enumerate(tokens(theirs))}
     pairs = [(i, place[token]) for i, token in enumerate(tokens(ours)) if token in seen and token in place]
     return [i for i, _ in pairs], [i for _, i in pairs]
+
+
+def trained_channels(settings: Recipe) -> tuple[str, ...]:
+    """What a model predicts whose outputs are channels, in their order; none of models of tokens."""
+    return tuple(getattr(settings.objective, "channels", ()))
 
 
 def trained_letters(settings: Recipe) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.console import duration, quantity
 from pretrain.errors import PretrainError
 from pretrain.report_pictures import NOT_DRAWN, draw_curves, draw_throughput, of_kind, series, title
-from pretrain.tracking import Record, read_metrics
+from pretrain.tracking import Record, of_stage, read_metrics
 
 
 def write_report(run: Path, to: Path | None = None) -> list[Path]:
@@ -45,7 +45,11 @@ def summary(run: Path) -> str:
     if not validation:
         return "no validation yet"
     references = series(of_kind(metrics, "references"))
-    return "\n".join(_told(name, found[-1], references.get(name, [{}])[-1]) for name, found in validation.items())
+    lines = []
+    for name, found in validation.items():
+        same_targets = of_stage(references.get(name, []), found[-1].get("stage"))
+        lines.append(_told(name, found[-1], same_targets[-1] if same_targets else {}))
+    return "\n".join(lines)
 
 
 def _told(corpus: str, last: Record, references: Record) -> str:

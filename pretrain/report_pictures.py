@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from pretrain.tracking import Record
+from pretrain.tracking import Record, of_stage
 
 LOSSES = {True: "cross-entropy (nats per masked token)", False: "mean absolute error of the reactivity"}
 # Besides the loss and by the beginning of its name: what validations report and deserves a curve.
@@ -47,7 +47,8 @@ def draw_curves(path: Path, name: str, metrics: list[Record]) -> None:
     _line(axes[0], training, "loss", "training", color="tab:blue", alpha=0.6)
     for which, records in series(validation).items():
         _line(axes[0], records, "loss", f"validation {which}".strip(), marker="o")
-    for line, style in zip(_lines(references), itertools.cycle((":", "--", "-.", (0, (1, 4))))):
+    now = of_stage(references, training[-1].get("stage") if training else None)
+    for line, style in zip(_lines(now), itertools.cycle((":", "--", "-.", (0, (1, 4))))):
         axes[0].axhline(line[1], color="grey", linestyle=style, label=title(line[0]))
     axes[0].set(xlabel="step", ylabel=LOSSES[any("perplexity" in record for record in training)])
     for panel, (label, keys) in zip(axes[1:], panels.items(), strict=True):
@@ -106,11 +107,8 @@ def _panels(records: list[Record]) -> dict[str, list[str]]:
 
 
 def _lines(references: list[Record]) -> list[tuple[str, float]]:
-    """(trivial model, its loss): of the first corpus, and of the last stage, which the run ends with."""
-    named: dict[str, Record] = {}
-    for record in references:
-        named[record.get("corpus", "")] = record
-    first = next(iter(named.values()), {})
+    """(trivial model, its loss), of the first corpus."""
+    first = references[0] if references else {}
     return [(key, value["loss"]) for key, value in first.items() if isinstance(value, dict) and "loss" in value]
 
 

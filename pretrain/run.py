@@ -4,6 +4,7 @@ runs/NAME/recipe.yaml         every key with its value (of the latest start)
           environment.json    versions and machine (of the latest start)
           tokenizer/      a copy of the tokenizer, where tokens are pieces (run_tokenizer.py)
           metrics.jsonl       one record per logged step and validation
+          lock                held by rank 0 while it runs (run_lock.py)
           logs/rank-00000.log one per rank
           checkpoints/        see checkpoint.py
 """
@@ -159,6 +160,12 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
             f"{found.path} holds the state of the optimizer {before.optimizer.name}, but the recipe says "
             f"{settings.optimizer.name}; keep it, or start a new run with init_from={found.path}"
         )
+    old_channels, new_channels = _channels(before), _channels(settings)
+    if old_channels != new_channels:
+        raise PretrainError(
+            f"{found.path} predicts {', '.join(old_channels)}, but objective.channels is {', '.join(new_channels)}, so "
+            f"its outputs would change places; keep the order, or start a new run with init_from={found.path}"
+        )
     old_model, new_model = recipe.to_dict(before)["model"], recipe.to_dict(settings)["model"]
     for key in old_model.keys() | new_model.keys():
         if key not in ("kernel", "checkpointing") and old_model.get(key) != new_model.get(key):
@@ -167,6 +174,12 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
                 f"{new_model.get(key)}; keep the model, or start a new run"
             )
     return _changes(masked_content(recipe.to_dict(before)), masked_content(recipe.to_dict(settings)))
+
+
+def _channels(settings: Recipe) -> list[str]:
+    """Of the last stage, as of all; none where outputs are tokens."""
+    _, last = recipe.stage_recipes(settings)[-1]
+    return list(getattr(last.objective, "channels", []))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

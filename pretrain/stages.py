@@ -7,7 +7,8 @@
 Weights and optimizer state carry over. Steps are counted through the whole run, so a checkpoint, a kill or a resume
 knows nothing of stages. The samples of a stage are ordered by a seed of its own and begin at its first step. The
 schedule is that of the recipe over the whole run, but a stage with a `schedule` section follows its own, counted from
-its first step. A recipe without stages is one stage.
+its first step. Every stage is validated at its end, and in between every `validation.every_steps` from its first step
+on, with figures of its own where it has a `validation` section. A recipe without stages is one stage.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class Stage:
             total_steps=total,
         )
 
+    def validates_after(self, step: int) -> bool:
+        """Whether its interval says so after ``step`` completed ones of the run, the ends of stages aside."""
+        every = self.settings.validation.every_steps
+        return every > 0 and self.start < step < self.stop and (step - self.start) % every == 0
+
 
 def open_stages(settings: Recipe, world: World) -> list[Stage]:
     """Every stage of a run with its data opened, so that a mistake in the last one shows before the first step.
@@ -74,6 +80,13 @@ def open_stages(settings: Recipe, world: World) -> list[Stage]:
     vocabularies = {tokenizer_fingerprint(stage.data.objective.alphabet): stage.name for stage in stages}
     if len(vocabularies) > 1:
         raise PretrainError(f"the stages {' and '.join(vocabularies.values())} have different alphabets or tokenizers")
+    channels = {tuple(getattr(stage.settings.objective, "channels", ())): stage.name for stage in stages}
+    if len(channels) > 1:
+        told = " and ".join(f"{name} ({', '.join(names)})" for names, name in channels.items())
+        raise PretrainError(
+            f"the stages {told} have different channels, but the model's outputs mean the same in all of them; give "
+            "all stages the same objective.channels, and corpora of that order"
+        )
     for stage in stages:
         follows_own = "schedule" in settings.stages.get(stage.name, {})
         stage.schedule_start = stage.start if follows_own else 0

@@ -146,6 +146,11 @@ def read_metrics(path: Path) -> list[Record]:
     return records
 
 
+def of_stage(records: list[Record], stage: str | None) -> list[Record]:
+    """Those of one stage; None in a run without stages. Another stage may be judged on other targets."""
+    return [record for record in records if record.get("stage") == stage]
+
+
 def last_validation(directory: Path) -> int:
     """The last step that metrics.jsonl holds a validation of; -1 if none."""
     steps = [record["step"] for record in read_metrics(directory / METRICS) if record["kind"] == "validation"]

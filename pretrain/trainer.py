@@ -40,7 +40,7 @@ class Trainer:
         self.settings, self.world, self.stop = settings, world, stop
         run = open_run(settings, world)
         self.directory, self.stages, self.progress, self.engine = run.directory, run.stages, run.progress, run.engine
-        self.tracker, self.parameters, self.origin = run.tracker, run.parameters, run.origin
+        self.tracker, self.lock, self.parameters, self.origin = run.tracker, run.lock, run.parameters, run.origin
         self.validated_step, self.saved_step = run.validated_step, run.progress.step if run.resumed else -1
         self.total_steps = self.stages[-1].stop
         self._enter(run.stage)
@@ -120,9 +120,10 @@ class Trainer:
                 return RESUBMIT
             if progress.step % self.settings.tracking.log_every_steps == 0 or progress.step == self.total_steps:
                 self._log(step, rate, result.gradient_norm)
-            if self._due(self.settings.checkpoint.every_steps):
+            every = self.settings.checkpoint.every_steps
+            if every > 0 and progress.step % every == 0 and progress.step < self.total_steps:
                 self._save()
-            if self._due(self.settings.validation.every_steps):
+            if self.stage.validates_after(progress.step):
                 self._validate()
             if progress.step == self.stage.stop < self.total_steps:
                 self._save()
@@ -216,9 +217,6 @@ class Trainer:
         self.progress.flops += flops
         self.progress.seconds += seconds
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.progress.step % every == 0 and self.progress.step < self.total_steps
-
     def _clock_says_save(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
@@ -295,7 +293,7 @@ class Trainer:
     def _validate_what_a_kill_prevented(self) -> None:
         """A kill may have come between saving and validating; at the end of a stage the validation is that stage's."""
         ended = [stage for stage in self.stages if stage.stop == self.progress.step < self.total_steps]
-        if ended or (self.progress.step and self._due(self.settings.validation.every_steps)):
+        if ended or self.stage.validates_after(self.progress.step):
             now = self.stage
             self._enter(ended[0] if ended else now)
             self._validate()
@@ -317,3 +315,5 @@ class Trainer:
         self.console.close()
         if self.tracker is not None:
             self.tracker.close()
+        if self.lock is not None:
+            self.lock.release()

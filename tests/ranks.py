@@ -140,6 +140,9 @@ class Rank:
         self.wait(timeout)
         return self._out.read_text(), self._err.read_text()
 
+    def stderr_so_far(self) -> str:
+        return self._err.read_text() if self._err.exists() else ""
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)

@@ -57,7 +57,7 @@ RELEASES = {
         "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
         'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID", subfolder="multimolecule")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID", subfolder="multimolecule")\n```\n',
-        fits=lambda config, letters: aido_rna_multimolecule.expresses(config),
+        fits=lambda config, trained: aido_rna_multimolecule.expresses(config),
     ),
 }
 

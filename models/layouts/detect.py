@@ -51,3 +51,15 @@ def read_checkpoint(path: Path | str, heads: int | None = None) -> tuple[str, An
         f"{path} holds {len(state)} tensors ({', '.join(sorted(state)[:3])}, ...) that fit none of the original layouts"
         f" of {', '.join(LAYOUTS)}"
     )
+
+
+def channels_of(path: Path | str, name: str, config: Any) -> tuple[str, ...] | None:
+    """What the outputs of a model of channels are, in the order in which `read_checkpoint` gives their rows.
+
+    ``name`` and ``config`` as it gave them. None where nothing says it. Raises ModelError for a damaged directory.
+    """
+    path = Path(path)
+    if path.is_dir() and read_json(path / "config.json").get("model_type") == own.MODEL_TYPE:
+        return own.channels(path)
+    found: tuple[str, ...] | None = LAYOUTS[name].channels(config)  # type: ignore[attr-defined]
+    return found

@@ -4,7 +4,10 @@
     model.safetensors    the weights under our names, or shards with an index
     vocab.txt            the tokens in the order of their ids
 
-It is written where a vocabulary of several nucleotides per token leaves the layouts of the models' authors.
+`channels` in config.json names the outputs, in their order, of a model that predicts channels and not tokens.
+
+It is written where a vocabulary of several nucleotides per token, or other channels than the published ones, leave the
+layouts of the models' authors.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ def write(
     vocabulary: list[str],
     dtype: torch.dtype = torch.float32,
     shard_bytes: int | None = None,
+    channels: tuple[str, ...] = (),
 ) -> None:
     """Write the model ``name`` with its configuration dataclass and state into ``directory``, created if absent.
 
@@ -39,6 +43,8 @@ def write(
     if len(vocabulary) != config.vocab:
         raise ModelError(f"the vocabulary has {len(vocabulary)} tokens, but the model {config.vocab}")
     content = {"model_type": MODEL_TYPE, "model": name, "config": dataclasses.asdict(config)}
+    if channels:
+        content["channels"] = list(channels)
     tensors = {key: value.to(dtype) for key, value in state.items()}
     write_directory(directory, content, tensors, {}, vocabulary, shard_bytes)
 
@@ -60,3 +66,16 @@ def read(directory: Path, config_classes: dict[str, type[Any]]) -> tuple[str, An
         raise ModelError(f"{directory / 'config.json'}: {name} has no {unknown}; a later release may have written it")
     state = {key: value.float() for key, value in read_directory(directory).items()}
     return name, config_classes[name](**fields), state
+
+
+def channels(directory: Path) -> tuple[str, ...] | None:
+    """The names of the outputs of a model in ``directory``, in their order; None if nothing names them.
+
+    Raises ModelError if they are not names.
+    """
+    found = read_json(directory / "config.json").get("channels")
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ModelError(f"{directory / 'config.json'}: channels must be a list of names, not {found!r}")
+    return tuple(found)

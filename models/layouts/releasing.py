@@ -5,6 +5,7 @@ A layout file has
     MODEL_TYPES                              values of `model_type` in the config.json that `from_directory` reads
     HEADS                                    attention heads where a file does not say (published files)
     tokens(configuration)                    the tokens in the order of the ids that the model has
+    channels(configuration)                  of models that predict channels: their names in the order of a file
     from_directory(path)                     -> (configuration, state) of such a directory
     recognises_original(names)               whether tensors of these names are a file of the authors
     from_original(state, heads, source)      -> (configuration, state) of such a file
@@ -33,6 +34,15 @@ class WriteOptions:
     shard_bytes: int | None = None  # largest file of a directory; None: one file
     vocabulary: int = 28  # tokens of MultiMolecule's alphabet: 28 since 0.2.0, 26 before
     letters: str | None = "ACGU"  # that training gave rows of their own; None: every row is meant as it is
+    channels: tuple[str, ...] = ()  # that the model predicts, in its order; none: tokens, or the published channels
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model was trained on, as far as a layout may not be able to express it."""
+
+    letters: str  # that training gave rows of their own
+    channels: tuple[str, ...] = ()  # that it predicts, in its order; none: tokens
 
 
 @dataclass(frozen=True)
@@ -42,15 +52,15 @@ class ReleaseLayout:
     ``folder`` inside the release; "" is the release directory itself. ``write(directory, state, config, options)``
     writes into the existing directory and returns the path that `detect.read_checkpoint` reads back. ``usage`` is
     Markdown for the model card: how others load it, with PATH_OR_ID for the place. ``library``: the hub's name of the
-    library that loads it, for the card. ``fits(config, letters)``: whether the layout can express such
-    a model, trained on such letters, at all. ``notes(config, letters)``: Markdown for the card on what was not trained.
+    library that loads it, for the card. ``fits(config, trained)``: whether the layout can express such a model at all.
+    ``notes(config, letters)``: Markdown for the card on what was not trained, or what stands where.
     """
 
     folder: str
     write: Callable[[Path, dict[str, Tensor], Any, WriteOptions], Path]
     usage: str
     library: str | None = None
-    fits: Callable[[Any, str], bool] = lambda config, letters: True
+    fits: Callable[[Any, Trained], bool] = lambda config, trained: True
     notes: Callable[[Any, str], str] = lambda config, letters: ""
 
 

@@ -1,7 +1,9 @@
 """RibonanzaNet between three layouts: ours, the authors' files, MultiMolecule's directories.
 
 Source: RibonanzaNet specification 8 and 9. `to_*` take the state of a `RibonanzaNet` module, `from_*` return a
-configuration and a state in fp32 with all values unchanged. Nothing here trains or runs a model.
+configuration and a state in fp32 with all values unchanged. Outputs are in the published order, 2A3 before DMS, in all
+of them; what is written is brought into it by the names of the channels (channels.py). Nothing here trains or runs a
+model.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.layouts import huggingface
+from models.layouts.channels import PUBLISHED, RIBONANZA, as_published, of_outputs, published_order
 from models.layouts.multimolecule import read_vocabulary, row_of_token, vocabulary
 from models.layouts.reading import read_directory
-from models.layouts.releasing import ReleaseLayout, WriteOptions
+from models.layouts.releasing import ReleaseLayout, Trained, WriteOptions
 from models.layouts.ribonanzanet_config import MODEL_TYPE, REACH, read_config, tokenizer_config, write_config
 from models.layouts.ribonanzanet_table import Row, rows
 from models.ribonanzanet import LETTERS, RibonanzaNet, RibonanzaNetConfig
 
 MODEL_TYPES = (MODEL_TYPE,)
 HEADS = 8  # for the interface alone: the authors' files tell it by the shape of pairwise2heads
-CHANNELS = ("2A3", "DMS")  # the published order of the output, which is that of the heads a3c and dms
 SPECIALS = ("<cls>", "<eos>")
 SEED = 1016  # of the rows of tokens that the model does not know
 BASES = {"R": "AG", "Y": "CU", "S": "CG", "W": "AU", "K": "GU", "M": "AC"}
@@ -44,6 +46,11 @@ def to_original(state: dict[str, Tensor], config: RibonanzaNetConfig) -> dict[st
             " trained with attention_residual single; release it in the other layouts only"
         )
     return {name: x for row in rows(config) for name, x in _split(state[row.ours], row.original).items()}
+
+
+def channels(config: RibonanzaNetConfig) -> tuple[str, ...] | None:
+    """What the outputs of a published file are, in its order; None where its number of outputs does not tell."""
+    return of_outputs(config.channels)
 
 
 def recognises_original(names: set[str]) -> bool:
@@ -182,6 +189,7 @@ def _take(state: dict[str, Tensor], names: tuple[str, ...], source: str, shape: 
 def _write_multimolecule(
     directory: Path, state: dict[str, Tensor], config: RibonanzaNetConfig, options: WriteOptions
 ) -> Path:
+    state = as_published(state, options.channels, (RIBONANZA,))
     content, tensors, theirs = to_multimolecule(state, config, options.vocabulary)
     content["dtype"] = str(options.dtype).removeprefix("torch.")
     tensors = {name: x.to(options.dtype) for name, x in tensors.items()}
@@ -192,6 +200,7 @@ def _write_multimolecule(
 def _write_original(
     directory: Path, state: dict[str, Tensor], config: RibonanzaNetConfig, options: WriteOptions
 ) -> Path:
+    state = as_published(state, options.channels)
     path = directory / f"{options.name}.pt"
     torch.save({name: x.to(options.dtype) for name, x in to_original(state, config).items()}, path)
     return path
@@ -216,18 +225,34 @@ model.load_state_dict(torch.load("PATH_OR_ID", weights_only=True))
 
 Their code treats padding differently: predict sequences of one length per batch, or one at a time.
 """
+
+
+def _original_notes(config: RibonanzaNetConfig, letters: str) -> str:
+    return f"The outputs of the file in `original/` are {', '.join(channels(config) or ())}, in this order.\n"
+
+
+def _fits_multimolecule(config: RibonanzaNetConfig, trained: Trained) -> bool:
+    return (published_order(trained.channels), config.reach) == (RIBONANZA, REACH)
+
+
+def _fits_original(config: RibonanzaNetConfig, trained: Trained) -> bool:
+    """Their code knows no other residual than the double one; rows have no names, so their order must be known."""
+    return config.attention_residual == "double" and published_order(trained.channels) in PUBLISHED
+
+
 RELEASES = {
     "multimolecule": ReleaseLayout(
         "",
         _write_multimolecule,
         _USAGE,
         library="multimolecule",
-        fits=lambda config, letters: (config.channels, config.reach) == (2, REACH),
+        fits=_fits_multimolecule,
     ),
     "original": ReleaseLayout(
         "original",
         _write_original,
         _ORIGINAL_USAGE,
-        fits=lambda config, letters: config.attention_residual == "double",  # theirs knows nothing else
+        fits=_fits_original,
+        notes=_original_notes,
     ),
 }

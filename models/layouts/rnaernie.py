@@ -161,6 +161,6 @@ RELEASES = {
     "full": ReleaseLayout("full", write_full, _FULL_USAGE),
     # It has no rows for ambiguity codes, so it cannot hold what training made of them.
     "original": ReleaseLayout(
-        "original", write_original, _ORIGINAL_USAGE, fits=lambda config, letters: set(letters) <= set("ACGU")
+        "original", write_original, _ORIGINAL_USAGE, fits=lambda config, trained: set(trained.letters) <= set("ACGU")
     ),
 }

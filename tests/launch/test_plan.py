@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -31,6 +32,7 @@ def test_tables_say_what_was_assumed(run):
     assert "not/there is not here, so every sample is taken to have 1,024 tokens" in out
     assert "ZeRO 1 (recipe)" in out
     assert "A step on more GPUs" in out
+    assert re.search(r"validations, samples of each +│ +76 of 8,192", out)
 
 
 def test_json_holds_the_same_figures(run):
@@ -38,6 +40,7 @@ def test_json_holds_the_same_figures(run):
     found = json.loads(out)
     assert code == 0
     assert found["steps"] == 75_893
+    assert (found["stages"][0]["validations"], found["stages"][0]["validation_sequences"]) == (76, 8192)
     assert found["cost"] == pytest.approx(found["gpu_hours"] * 2.5)
     waiting = (found["checkpoints_written"] - 1) * found["checkpoint_wait_seconds"] + found["checkpoint_seconds"]
     assert found["seconds"] == pytest.approx(75_893 * found["stages"][0]["seconds_per_step"] + waiting)

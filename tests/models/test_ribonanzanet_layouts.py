@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.errors import ModelError
+from models.layouts import channels, own
 from models.layouts import ribonanzanet as layout
-from models.layouts.detect import read_checkpoint
+from models.layouts.detect import channels_of, read_checkpoint
 from models.layouts.multimolecule import VOCABULARIES
-from models.layouts.releasing import WriteOptions
+from models.layouts.releasing import Trained, WriteOptions
 from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 
 SMALL = RibonanzaNetConfig(layers=3, width=32, heads=4, ffn=128, pair=16, attention_dropout=0.05)
@@ -172,6 +173,53 @@ def test_what_a_layout_cannot_express_is_refused(tmp_path):
         with pytest.raises(ModelError, match=words):
             layout.RELEASES["multimolecule"].write(tmp_path, model.state_dict(), model.config, OPTIONS)
     assert same(layout.from_original(layout.to_original(far.state_dict(), far.config))[1], far.state_dict())
+
+
+@pytest.mark.parametrize("order", ["published", "another"])
+@pytest.mark.parametrize("names", channels.PUBLISHED)
+def test_rows_of_the_output_go_by_name(tmp_path, names, order):
+    """Spec 8.3: decoder row 0 is 2A3 and row 1 DMS, or five rows in the order of OpenVaccine."""
+    model = trained(channels=len(names))
+    mine = names if order == "published" else names[1:] + names[:1]
+    options = dataclasses.replace(OPTIONS, channels=mine)
+    for release in layout.RELEASES.values():
+        if not release.fits(model.config, Trained("ACGU", mine)):
+            assert (release.folder, len(names)) == ("", 5)
+            continue
+        path = release.write(tmp_path, model.state_dict(), model.config, options)
+        name, config, back = read_checkpoint(path)
+        assert channels_of(path, name, config) == names
+        for key in ("head.weight", "head.bias"):
+            rows = dict(zip(mine, model.state_dict()[key], strict=True))
+            assert torch.equal(back[key], torch.stack([rows[one] for one in names]))
+        assert same(channels.reordered(back, names, mine), model.state_dict())
+
+
+def test_other_channels_have_no_place_in_published_layouts(tmp_path):
+    model = trained()
+    for names in (("1M7", "DMS"), ("2A3",), ("2A3", "DMS", "1M7")):
+        for release in layout.RELEASES.values():
+            assert not release.fits(model.config, Trained("ACGU", names))
+            with pytest.raises(
+                ModelError, match=rf"predict 2A3, DMS.* predicts {', '.join(names)}; release it in our own"
+            ):
+                release.write(tmp_path, model.state_dict(), model.config, dataclasses.replace(OPTIONS, channels=names))
+    with pytest.raises(ModelError, match="predicts 2A3, DMS, not 1M7"):
+        channels.reordered(model.state_dict(), ("2A3", "DMS"), ("1M7", "DMS"))
+
+
+def test_our_own_layout_keeps_the_names(tmp_path):
+    model = trained()
+    write = [tmp_path, "ribonanzanet", model.state_dict(), model.config, list(layout.tokens(model.config))]
+    own.write(*write, channels=("x", "y"))
+    name, config, back = read_checkpoint(tmp_path)
+    assert (channels_of(tmp_path, name, config), same(back, model.state_dict())) == (("x", "y"), True)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"channels": "x, y"}))
+    with pytest.raises(ModelError, match="channels must be a list of names, not 'x, y'"):
+        channels_of(tmp_path, name, config)
+    own.write(*write)
+    assert channels_of(tmp_path, name, config) is None
 
 
 def test_damaged_originals_are_refused():

@@ -199,6 +199,25 @@ def slow_validation(seconds: str) -> None:
     Validation._sums = sums
 
 
+def lock_patience(seconds: str) -> None:
+    """`lock_patience=SECONDS`: how long a start waits for another process that holds the run."""
+    from pretrain import run_lock
+
+    run_lock.PATIENCE = run_lock.PATIENCE_ELSEWHERE = float(seconds)
+
+
+def no_locks(code: str) -> None:
+    """`no_locks=ERRNO`: the file system answers a request for a lock with that error, such as ENOLCK."""
+    import errno
+    import fcntl
+
+    def flock(fd, operation):
+        number = getattr(errno, code)
+        raise OSError(number, os.strerror(number))
+
+    fcntl.flock = flock
+
+
 def vanish_in_save(where: str) -> None:
     """`vanish_in_save=STEP:DIRECTORY:TO`: when rank 1 comes to write its file of that step, DIRECTORY is renamed."""
     from pretrain import saving
@@ -215,7 +234,7 @@ def vanish_in_save(where: str) -> None:
 
 
 FAULTS = (nan_loss, infinite_gradient, kill_in_save, slow_save, full_disk_at, no_file_above, vanish_in_save)
-FAULTS += (slow_steps, slow_validation, hang, spike)
+FAULTS += (slow_steps, slow_validation, hang, spike, lock_patience, no_locks)
 
 if __name__ == "__main__":
     from pretrain.signals import end_when_asked

@@ -19,6 +19,7 @@ from pretrain.planning_memory import CONTEXT, States, checkpoint_bytes, states, 
 from pretrain.planning_model import ModelCost
 from pretrain.planning_network import Network, step_seconds, traffic
 from pretrain.planning_samples import Assumed, stages_of
+from pretrain.stages import Stage
 from tests import ranks
 
 HERE = Path(__file__).resolve().parent
@@ -68,6 +69,24 @@ def peak_bytes(work):
     events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return int(np.cumsum([event.nbytes() for event in events]).max())
+
+
+@pytest.mark.parametrize("interval", [0, 300, 400])
+def test_validations_are_those_of_training(interval):
+    """As many as a trainer does in each stage: those of its interval, and the one at its end."""
+    own = [
+        "stages.pseudo_labels.budget={steps: 1200, epochs: null}",
+        "stages.true_labels.budget={steps: 700, epochs: null}",
+    ]
+    own += [f"stages.pseudo_labels.validation.every_steps={interval}", "validation.every_steps=350"]
+    first, second = planning.plan(load("ribonanzanet", *own), 1, assumptions(corpus=Assumed(177, 40_000))).stages
+    stage = Stage("", first.samples.settings, None, 100, 1300, 0, 0)
+    assert first.validations == 1 + sum(stage.validates_after(step) for step in range(100, 1301))
+    assert second.validations == 2
+    (only,) = planning.plan(
+        load("rinalmo", "validation.sequences=0", "budget={steps: 9, epochs: null}"), 1, assumptions()
+    ).stages
+    assert only.validations == 0
 
 
 @pytest.mark.slow

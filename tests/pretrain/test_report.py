@@ -49,10 +49,14 @@ RUNS = {
                 "accuracy": 0.5,
                 "type_accuracy": 0.6,
                 "type_majority": 0.2,
+                "stage": "base",
             },
-            {"corpus": "b", "loss": 1.0, "perplexity": 2.7, "accuracy": 0.6, "types": {}},
+            {"corpus": "b", "loss": 1.0, "perplexity": 2.7, "accuracy": 0.6, "types": {}, "stage": "base"},
         ],
-        [{"corpus": "a", "markov_2": {"loss": 1.3, "perplexity": 3.7}}, {"corpus": "b", "markov_2": {"loss": 1.2}}],
+        [
+            {"corpus": "a", "markov_2": {"loss": 1.3, "perplexity": 3.7}, "stage": "base"},
+            {"corpus": "b", "markov_2": {"loss": 1.2}, "stage": "base"},
+        ],
         ["validation of a at step 8: loss 1.1000", "type named right 0.6000", "validation of b at step 8: loss 1.0000"],
         ["cross-entropy (nats per masked token)", "accuracy on masked tokens", "share of RNA types named right"],
     ),
@@ -85,6 +89,29 @@ def test_a_report_of_every_kind_of_run(tmp_path, kind, monkeypatch) -> None:
     draw_curves(tmp_path / "again.png", "my-run", read_metrics(run / "metrics.jsonl"))
     assert [axes.get_ylabel() for axes in drawn[0].axes] == panels
     assert all(len(axes.get_lines()) >= 2 for axes in drawn[0].axes), "a panel without its curves"
+
+
+def test_trivial_models_of_another_stage_are_not_shown_beside_the_last(tmp_path, monkeypatch) -> None:
+    """Stages may validate on other targets, and the last one may have no trivial models at all."""
+    references = [{"markov_2": {"loss": 0.5}, "stage": "before"}, {"markov_2": {"loss": 1.3}, "stage": "base"}]
+    validation = [{"loss": 1.1, "stage": "base"}]
+    both = run_with(tmp_path, {"stage": "base"}, validation, references)
+    assert "Markov model: loss 1.3" in summary(both)
+    assert "0.5" not in summary(both)
+    assert lines_at(both, monkeypatch) == {1.3}
+    (tmp_path / "second").mkdir()
+    one = run_with(tmp_path / "second", {"stage": "base"}, validation, references[:1])
+    assert summary(one) == "validation at step 8: loss 1.1000"
+    assert lines_at(one, monkeypatch) == set()
+
+
+def lines_at(run: Path, monkeypatch) -> set[float]:
+    """The losses at which the first picture has a line from side to side."""
+    drawn: list = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    draw_curves(run / "again.png", "my-run", read_metrics(run / "metrics.jsonl"))
+    lines = drawn[0].axes[0].get_lines()
+    return {float(line.get_ydata()[0]) for line in lines if list(line.get_xdata()) == [0, 1] and line.get_ydata()[0]}
 
 
 def test_a_run_without_a_step_has_no_report(tmp_path) -> None:

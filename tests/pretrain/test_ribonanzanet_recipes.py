@@ -65,12 +65,20 @@ def test_what_all_stages_share(name: str) -> None:
     assert (optimizer.weight_decay, optimizer.lookahead_steps, optimizer.lookahead_share) == (1e-4, 6, 0.5)
     assert (settings.model.dropout, settings.model.attention_dropout, settings.model.mask_mode) == (0.05, 0.1, "fixed")
     assert settings.batch.sequences == 40
-    assert settings.validation.every_steps == EPOCH
     for _, own in recipe.stage_recipes(settings):
         assert (own.objective.flip, own.objective.min_signal_to_noise) == (0.5, 1.0)
         assert own.objective.channels == ["2A3", "DMS"]
     longest = int(cost(np.array([457]))[0])  # of the test sequences (spec 3.1)
     assert settings.batch.tokens_per_micro_batch >= 2 * longest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stage_is_validated_once_per_epoch(name: str) -> None:
+    """In both phases, as in the original (spec 5)."""
+    for stage in staged(recipe.load(f"{name}.yaml")):
+        between = [step for step in range(stage.start, stage.stop + 1) if stage.validates_after(step)]
+        assert len(between) + 1 == stage.settings.budget.epochs  # with the one at its end
+        assert stage.settings.validation.sequences == 27_946
 
 
 def test_stages_name_corpora_that_the_data_configs_make() -> None:

@@ -13,15 +13,18 @@ from data.corpus import prepare
 from data.errors import DataError
 from data.prepare_config import PrepareConfig, SourceConfig
 from data.synthetic import SyntheticCorpus
-from pretrain import recipe, stages
+from pretrain import measuring, recipe, stages
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
+from pretrain.report import summary
 from tests.pretrain import faults
 from tests.ranks import QUICK, last, losses, pretrain, pretrain_well, records, refused, same_bits
 
 FAULTS = Path(faults.__file__)
 TINY = Path(QUICK[1])
-STOPS = [5, 12, 18]
+# step -> (stage, sequences): every 6 steps from the first of a stage on, the last stage every 2, and each at its end.
+VALIDATED = {5: ("first", 16), 11: ("gentle", 16), 12: ("gentle", 16)}
+VALIDATED |= {14: ("other", 8), 16: ("other", 8), 18: ("other", 8)}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,7 @@ def staged(synthetic_corpus: Path, other_corpus: Path, tmp_path_factory: pytest.
             "batch": {"sequences": 4},
             "optimizer": {"learning_rate": 2.0e-4},
             "schedule": {"name": "constant", "warmup_steps": 0},
+            "validation": {"every_steps": 2, "sequences": 8, "baselines": False},
         },
     }
     path = tmp_path_factory.mktemp("recipes") / "staged.yaml"
@@ -83,11 +87,16 @@ def test_metrics_say_the_stage_and_schedules_count_as_documented(whole: Path) ->
 
 def test_a_stage_is_saved_and_validated_at_its_end_on_its_own_targets(whole: Path) -> None:
     validated = {record["step"]: record for record in records(whole, "validation")}
-    assert sorted(validated) == [5, 6, 12, 18]
-    assert [validated[step]["stage"] for step in (5, 6, 12, 18)] == ["first", "gentle", "gentle", "other"]
-    assert validated[6]["targets"] < 0.5 * validated[5]["targets"]
+    assert {step: (record["stage"], record["sequences"]) for step, record in validated.items()} == VALIDATED
+    assert validated[11]["targets"] < 0.5 * validated[5]["targets"]
     references = records(whole, "references")
-    assert [(record["step"], record["stage"]) for record in references] == [(0, "first"), (5, "gentle"), (12, "other")]
+    assert [(record["step"], record["stage"]) for record in references] == [(0, "first"), (5, "gentle")]
+
+
+def test_the_report_compares_with_trivial_models_of_the_same_stage(whole: Path) -> None:
+    """The last stage has none: those of another stage stand for other targets."""
+    assert "at step 18: loss" in summary(whole)
+    assert "letter frequencies" not in summary(whole)
 
 
 def test_what_each_stage_trains_on(staged: Path) -> None:
@@ -146,6 +155,61 @@ def test_a_kill_at_a_boundary_continues_exactly(staged: Path, whole: Path, step:
 
 
 @pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        (14, "before-rotate"),
+        (15, "before-rotate"),
+        pytest.param(14, "before-rename", marks=pytest.mark.slow),
+        pytest.param(16, "before-rename", marks=pytest.mark.slow),
+        pytest.param(16, "before-rotate", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_in_a_later_stage_keeps_the_steps_of_its_validations(
+    staged: Path, whole: Path, step: int, place: str
+) -> None:
+    """Killed at a step that is validated, when its checkpoint is there (before the rotation) or not, and between."""
+    name = f"later-{step}-{place}"
+    arguments = ["--config", str(staged), f"run.name={name}", "checkpoint.every_steps=1"]
+    results = pretrain([f"kill_in_save=0:{step}:{place}", "--", *arguments], script=FAULTS)
+    assert any(code for code, _, _ in results), results
+    pretrain_well(arguments)
+    found = records(run_of(staged, name), "validation")
+    assert {record["step"]: (record["stage"], record["sequences"]) for record in found} == VALIDATED
+    np.testing.assert_allclose(losses_of(found), losses_of(records(whole, "validation")), rtol=1e-5)
+
+
+def losses_of(found: list[dict]) -> list[float]:
+    return [record["loss"] for record in found]
+
+
+def test_a_run_may_go_on_with_other_validations_of_a_stage(staged: Path) -> None:
+    """They change no sample of a step; steps are those of the new interval from there on."""
+    arguments = ["--config", str(staged), "run.name=other-interval", "checkpoint.every_steps=1"]
+    results = pretrain(["kill_in_save=0:15:before-rotate", "--", *arguments], script=FAULTS)
+    assert any(code for code, _, _ in results), results
+    pretrain_well([*arguments, "stages.other.validation.every_steps=5"])
+    assert [record["step"] for record in records(run_of(staged, "other-interval"), "validation")] == [
+        5,
+        11,
+        12,
+        14,
+        17,
+        18,
+    ]
+
+
+def test_a_benchmark_of_stages_validates_nothing(staged: Path) -> None:
+    """Nor does it open the held-out split, which may not be there yet."""
+    settings = recipe.load(str(staged), ["run.name=measured", "stages.first.validation.sequences=8"])
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    measured = measuring.without_extras(settings, "own")
+    opened = stages.open_stages(measured, world)
+    stages.close(opened)
+    assert settings.stages["first"]["validation"] == {"sequences": 8}
+    assert [stage.data.validations for stage in opened] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ("stages.first.model.layers=3", "stages.first.model: a stage has data, objective, batch"),
@@ -157,7 +221,18 @@ def test_a_kill_at_a_boundary_continues_exactly(staged: Path, whole: Path, step:
         ),
         ("stages.first=7", "stages.first must be sections"),
         ("budget.steps=9", "with stages every stage has its own budget"),
-        ("stages.other.schedule.name=saw", "schedule.name is 'saw'"),
+        ("stages.other.schedule.name=saw", "^stages.other: schedule.name is 'saw'"),
+        ("optimizer.eps=-1", "^optimizer.eps is -1"),
+        (
+            "stages.other.validation.every_steps=-1",
+            "^stages.other: validation.every_steps is -1, but must be 0 or more",
+        ),
+        ("stages.other.validation.sequences=-2", "^stages.other: validation.sequences is -2, but must be 0 or more"),
+        ("stages.other.validation.every_steps=often", "^stages.other: validation.every_steps: .*'often'"),
+        ("stages.other.validation.every_step=5", "^stages.other: there is no key validation.every_step; the nearest"),
+        ("stages.other.validation.at_start=true", "^stages.other.validation.at_start: a stage may only set"),
+        ("stages.other.validation=5", "^stages.other.validation must be a section of keys"),
+        ("stages.other.data=5", "^stages.other.data must be a section of keys"),
     ],
 )
 def test_bad_stages_are_one_sentence(staged: Path, change: str, sentence: str) -> None:
