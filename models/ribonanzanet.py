@@ -24,13 +24,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
-from models.layers.pair import OuterProduct, PairTransition, RelativePosition, axis_dropout
+from models.layers.handed import HandedLinear, HandedNorm
+from models.layers.pair import OuterProduct, RelativePosition, axis_dropout
+from models.layers.pair_bias import pair_bias
 from models.layers.pair_mask import MASK_MODES, PairMask, masked_softmax, pair_mask
+from models.layers.pair_transition import PairTransition
 from models.layers.swish_gate import Linear
-from models.layers.triangle import TriangleAttention, TriangleUpdate, _FusedProjection
-from models.ribonanzanet_cost import activation_bytes, count_parameters, flops
+from models.layers.triangle_attention import TriangleAttention
+from models.layers.triangle_library import MULTIPLE
+from models.layers.triangle_update import FusedProjection, TriangleUpdate
+from models.ribonanzanet_cost import activation_bytes, backward_bytes, count_parameters, flops
 
-__all__ = ["RibonanzaNet", "RibonanzaNetConfig", "activation_bytes", "count_parameters", "flops"]
+__all__ = [
+    "RibonanzaNet",
+    "RibonanzaNetConfig",
+    "activation_bytes",
+    "backward_bytes",
+    "count_parameters",
+    "flops",
+]
 
 LETTERS = "ACGUN"  # ids 0 to 4; N is also what padding is made of (spec 1.2)
 N = 4  # its embedding is zero and never learns
@@ -44,6 +56,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "attention_residual": ("double", "single"),
     "pair_dropout_in_axis": ("row", "column"),
     "mask_mode": MASK_MODES,
+    "triangle_kernel": ("own", "cuequivariance"),
 }
 
 
@@ -67,7 +80,8 @@ class RibonanzaNetConfig:
     triangle_attention: bool = False  # off in the published weights
     triangle_heads: int = 4
     dropout: float = 0.05
-    checkpointing: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    checkpointing: bool = False  # keep of each layer twice z and once s for the backward pass, recompute the rest
+    triangle_kernel: str = "own"  # of triangle updates; cuequivariance: NVIDIA's, if installed (triangle_library.py)
 
     attention_dropout: float = 0.1  # hard-coded by the authors, beside their configured 0.05
     attention_residual: str = "double"  # single: without the second sum and norm over the same s
@@ -107,6 +121,11 @@ class RibonanzaNetConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ModelError(f"RibonanzaNet: {name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if self.triangle_kernel == "cuequivariance" and (self.pair % MULTIPLE or self.mask_mode == "signed"):
+            raise ModelError(
+                f"RibonanzaNet: triangle_kernel cuequivariance wants a pair width that is a multiple of {MULTIPLE} and"
+                f" a mask without signs, not pair {self.pair} and mask_mode {self.mask_mode}; choose own"
+            )
         if self.mask_mode == "zero_logit" and self.triangle_attention:
             raise ModelError(
                 "RibonanzaNet: mask_mode zero_logit with triangle_attention was never published in a usable form (the"
@@ -160,16 +179,11 @@ class RibonanzaNet(nn.Module):
         config = self.config
         mask = pair_mask(config.mask_mode, None if is_real is None else is_real.bool())
         s = self.embed(tokens)
-        z = self.outer(s)
-        z = z + self.position(tokens.shape[1]).to(z.dtype)
-        recompute = config.checkpointing and torch.is_grad_enabled()
+        z = self.outer(s, self.position(tokens.shape[1]))
         for i, block in enumerate(self.blocks):
             kept = mask.later if i else mask.first
             skip = config.skip_last_pair_update and i == config.layers - 1
-            if recompute:  # dropout draws the same numbers again: the generator's state is kept with each layer
-                s, z = checkpoint(block, s, z, kept, mask, skip, use_reentrant=False)
-            else:
-                s, z = block(s, z, kept, mask, skip)
+            s, z = block(s, z, kept, mask, skip)
         return s, z
 
     @torch.no_grad()
@@ -190,7 +204,7 @@ class RibonanzaNet(nn.Module):
                 module.weight.uniform_(-bound, bound, generator=generator)
                 if module.bias is not None:
                     module.bias.uniform_(-bound, bound, generator=generator)
-                if isinstance(module, _FusedProjection):
+                if isinstance(module, FusedProjection):
                     module.reset_gates()
 
 
@@ -199,7 +213,7 @@ class Block(nn.Module):
 
     def __init__(self, config: RibonanzaNetConfig, kernel_size: int) -> None:
         super().__init__()
-        width, self.dropout = config.width, config.dropout
+        width, self.dropout, self.checkpointing = config.width, config.dropout, config.checkpointing
         self.conv = Conv(width, width, kernel_size, padding=kernel_size // 2)
         self.conv_norm = nn.LayerNorm(width)
         self.attn = SelfAttention(config)
@@ -214,16 +228,30 @@ class Block(nn.Module):
         self, s_BLd: Tensor, z_BLLp: Tensor, kept_BL1: Tensor | None, mask: PairMask, skip_pair: bool
     ) -> tuple[Tensor, Tensor]:
         """``kept_BL1`` multiplies s before the convolution. ``skip_pair``: z is updated at one made-up place only."""
+        steps = (s_BLd, z_BLLp, kept_BL1, mask, skip_pair)
+        if self.checkpointing and torch.is_grad_enabled():
+            # Dropout draws the same numbers again: the generator's state is kept. The transition, which keeps no more
+            # than its input, is not computed again.
+            s, z = checkpoint(self._to_transition, *steps, use_reentrant=False)
+        else:
+            s, z = self._to_transition(*steps)
+        return s, self.pair.transition(z)
+
+    def _to_transition(
+        self, s_BLd: Tensor, z_BLLp: Tensor, kept_BL1: Tensor | None, mask: PairMask, skip_pair: bool
+    ) -> tuple[Tensor, Tensor]:
+        """All but step 10."""
         s = s_BLd if kept_BL1 is None else s_BLd * kept_BL1.to(s_BLd.dtype)
         s = self.conv_norm(s + self.conv(s.mT).mT)
-        a = self.attn_norm(s + self._drop(self.attn(s, z_BLLp, mask)))
+        z, attended = self.attn(s, z_BLLp, mask)
+        a = self.attn_norm(s + self._drop(attended))
         s = a if self.second_norm is None else self.second_norm(s + self._drop(a))
         inner = self._drop(F.gelu(self.up(s)))
         s = self.ffn_norm(s + self._drop(self.down(inner)))
         if skip_pair:
-            z = z_BLLp.new_zeros(1, 1, 1, z_BLLp.shape[-1])
-            return s, self.pair(s.new_zeros(1, 1, s.shape[-1]), z, PairMask())
-        return s, self.pair(s, z_BLLp, mask)
+            nothing = z.new_zeros(1, 1, 1, z.shape[-1])
+            return s, self.pair(s.new_zeros(1, 1, s.shape[-1]), nothing, PairMask())
+        return s, self.pair(s, z, mask)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -240,31 +268,31 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim, self.dropout = config.heads, config.head_dim, config.attention_dropout
         self.qkv = Linear(config.width, 3 * config.width, bias=False)
-        self.bias_norm = nn.LayerNorm(config.pair)
-        self.bias = Linear(config.pair, config.heads, bias=False)
+        self.bias_norm = HandedNorm(config.pair)
+        self.bias = HandedLinear(config.pair, config.heads, bias=False)
         self.out = Linear(config.width, config.width, bias=False)
 
-    def forward(self, s_BLd: Tensor, z_BLLp: Tensor, mask: PairMask) -> Tensor:
+    def forward(self, s_BLd: Tensor, z_BLLp: Tensor, mask: PairMask) -> tuple[Tensor, Tensor]:
+        """(z, the attended s)"""
         qkv = self.qkv(s_BLd).view(*s_BLd.shape[:2], 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D] each
-        bias_BHLL = self.bias(self.bias_norm(z_BLLp)).permute(0, 3, 1, 2)
+        z_BLLp, bias_BHLL = pair_bias(z_BLLp, self.bias_norm(), self.bias()[0])
         weights = masked_softmax((q @ k.mT) * self.head_dim**-0.5 + bias_BHLL, mask)
         if self.training and self.dropout:
             weights = F.dropout(weights, self.dropout)
-        out: Tensor = self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
-        return out
+        return z_BLLp, self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
 
 class PairUpdate(nn.Module):
-    """One layer's update of z, [B, L, L, p] -> [B, L, L, p], from z and s (steps 7 to 10)."""
+    """One layer's update of z, [B, L, L, p] -> [B, L, L, p], from z and s (steps 7 to 9); the transition after it."""
 
     def __init__(self, config: RibonanzaNetConfig) -> None:
         super().__init__()
         pair, self.dropout = config.pair, config.dropout
         self.in_axis = 1 if config.pair_dropout_in_axis == "row" else 2
         self.outer = OuterProduct(config.width, config.outer, pair)
-        self.triangle_out = TriangleUpdate(pair, outgoing=True)
-        self.triangle_in = TriangleUpdate(pair, outgoing=False)
+        self.triangle_out = TriangleUpdate(pair, outgoing=True, kernel=config.triangle_kernel)
+        self.triangle_in = TriangleUpdate(pair, outgoing=False, kernel=config.triangle_kernel)
         self.has_attention = config.triangle_attention
         if self.has_attention:
             self.attention_row = TriangleAttention(pair, config.triangle_heads, by_row=True)
@@ -272,17 +300,18 @@ class PairUpdate(nn.Module):
         self.transition = PairTransition(pair, 4 * pair)
 
     def forward(self, s_BLd: Tensor, z: Tensor, mask: PairMask) -> Tensor:
-        z = z + self.outer(s_BLd)
-        z = z + self._drop(self.triangle_out(z, mask), 1)
-        z = z + self._drop(self.triangle_in(z, mask), self.in_axis)
+        """Steps 7 to 9; the transition, step 10, is called by the block."""
+        z = self.outer(s_BLd, z)
+        z = self.triangle_out(z, mask.product, self._drop(z, 1))
+        z = self.triangle_in(z, mask.product, self._drop(z, self.in_axis))
         if self.has_attention:
-            z = z + self._drop(self.attention_row(z, mask), 1)
-            z = z + self._drop(self.attention_column(z, mask), 2)
-        out: Tensor = z + self.transition(z)
-        return out
+            for attention, shared in ((self.attention_row, 1), (self.attention_column, 2)):
+                drop, change = self._drop(z, shared), attention(z, mask)
+                z = z + (change if drop is None else change * drop)
+        return z
 
-    def _drop(self, z: Tensor, shared: int) -> Tensor:
-        return axis_dropout(z, self.dropout, shared, self.training)
+    def _drop(self, z: Tensor, shared: int) -> Tensor | None:
+        return axis_dropout(z, self.dropout, shared) if self.training and self.dropout else None
 
 
 class Conv(nn.Conv1d):

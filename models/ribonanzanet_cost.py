@@ -38,9 +38,8 @@ def flops(config: RibonanzaNetConfig, lengths: Iterable[int], targets: int | Non
     """FLOPs of one forward and backward pass over sequences of ``lengths`` nucleotides: three times the forward pass.
 
     The work of this implementation, that is with the outer product in its cheap order (spec 11.2) and without the last
-    pair update where the configuration leaves it out. Neither padding nor recomputation under checkpointing count, so
-    that this over time and peak is the model-FLOPs utilisation. ``targets`` is there for the common interface: the
-    head's share is nothing.
+    pair update where the configuration leaves it out. Neither padding nor recomputation count, so that this over time
+    and peak is the model-FLOPs utilisation. ``targets`` is there for the common interface: the head's share is nothing.
     """
     return 3.0 * sum(_forward(config, length) for length in lengths)
 
@@ -50,7 +49,7 @@ def _forward(config: RibonanzaNetConfig, length: int) -> float:
     d, p, c = config.width, config.pair, config.outer
     updates = config.layers - config.skip_last_pair_update
     kernels = (config.layers - 1) * config.kernel_size + 1
-    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * c * p
+    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * (c + 1) * p  # + 1: its bias is part of the product
     update = outer + length**2 * (2 * 12 * p * p + 16 * p * p) + length**3 * 4 * p
     if config.triangle_attention:
         update += 2 * (length**2 * (10 * p * p + 2 * p * config.triangle_heads) + length**3 * 4 * p)
@@ -70,34 +69,53 @@ def activation_bytes(
 
     Every sequence counts as the longest one. ``element_bytes`` is the width of the compute dtype (2 for bf16),
     ``residual_bytes`` that of the sequence stream (4 under fp32-parameter autocast; default: as the compute dtype; z is
-    in the compute dtype in any case). The estimate holds for the eager model on CPU, where triangle attention keeps its
-    weights; fused kernels and torch.compile keep less.
+    in the compute dtype in any case). The estimate holds for the eager model with its own triangle kernel, on CPU,
+    where triangle attention keeps its weights; fused kernels keep less. With checkpointing it includes one layer in
+    full, which the backward pass computes again. What that needs besides while it runs is `backward_bytes`.
     """
     lengths = list(lengths)
     if not lengths:
         return 0
     length, e, r = max(lengths), element_bytes, residual_bytes or element_bytes
     d, p, h, c, dropping = config.width, config.pair, config.heads, config.outer, config.dropout > 0
-    # Per nucleotide. The stream around five norms; q, k, v, output, and feed-forward; the factors of the outer product.
-    row = 9 * d * r + e * (7 * d + (2 + dropping) * config.ffn)
-    product = e * (c + p * c)
-    # Per pair. z and its norm; softmax weights in fp32, and what dropout makes of them.
-    attention = (
-        2 * p * e + 8 + h * (4 + (e if config.attention_dropout or e != 4 else 0) + 4 * (config.attention_dropout > 0))
-    )
-    update = 12 * p * e + 16  # z, norm, fields (2), gates (2), sides (2), sum, its norm, output gate, gated
-    pair = 2 * update + 6 * p * e + 8  # transition: z, norm, ReLU(up) (4)
-    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
-        pair += 2 * (8 * p * e + 8 + length * config.triangle_heads * e)
     places = length * length
-    without = length * row + places * attention
-    full = without + length * product + places * pair
-    last = without if config.skip_last_pair_update else full
-    if config.checkpointing:  # the inputs of every layer, and one layer at a time in full
-        kept = config.layers * (length * d * r + places * p * e) + (full if config.layers > 1 else last)
+    z = places * p * e
+    # The stream around five norms; q, k, v, output, and feed-forward. z, and softmax weights in fp32 and what dropout
+    # makes of them.
+    sequence = length * (9 * d * r + e * (7 * d + (2 + dropping) * config.ffn))
+    sequence += places * h * (4 + (e if config.attention_dropout or e != 4 else 0) + 4 * (config.attention_dropout > 0))
+    factors = length * e * (c + (p + 1) * (c + 1))  # of an outer product
+    # z and o of both triangle updates, and the factors of dropout.
+    update = factors + 4 * z + dropping * 2 * length * p * e
+    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
+        update += 2 * (8 * z + places * (8 + length * config.triangle_heads * e))
+    layers, updates = config.layers, config.layers - config.skip_last_pair_update
+    inputs = layers * z + updates * z  # of every layer and transition
+    if config.checkpointing:  # what is computed again includes the transition's input
+        kept = inputs + layers * length * d * r + sequence + min(updates, 1) * (update + z)
     else:
-        kept = (config.layers - 1) * full + last
-    return int(len(lengths) * (kept + length * product) + 8 * places)
+        kept = inputs + layers * sequence + updates * update
+    return int(len(lengths) * (kept + factors))
+
+
+def backward_bytes(
+    config: RibonanzaNetConfig,
+    lengths: Iterable[int],
+    *,
+    element_bytes: int = 2,
+    residual_bytes: int | None = None,
+) -> int:
+    """The most bytes that the backward pass needs beside what is kept: in a triangle update.
+
+    The gradients of z that enter and leave it; and of the sequences that it works on together (on an accelerator as
+    many as 2**30 bytes have room for, layers/triangle_update.py) fields, gates, sides, gradients of the sides and of o,
+    and what a piece needs on the way: on a CPU that is little, elsewhere a piece is all of them. Arguments as of
+    `activation_bytes`; ``residual_bytes`` is also the width of norms.
+    """
+    lengths, wide = list(lengths), residual_bytes or element_bytes
+    places = max(lengths, default=0) ** 2 * config.pair
+    together = min(len(lengths), max(2**30 // max(16 * places * element_bytes, 1), 1))
+    return places * (2 * len(lengths) * element_bytes + together * (11 * element_bytes + 4 * wide))
 
 
 def _outer_parameters(config: RibonanzaNetConfig) -> int:

@@ -60,9 +60,22 @@ def activation_bytes(
     blocks (4 under fp32-parameter autocast; default: as the compute dtype). For the eager model with a fused kernel for
     column attention; one that stores attention probabilities (the CPU's with attention dropout) keeps more.
     """
-    d, f, e, tokens = config.width, config.ffn, element_bytes, rows * columns
-    residual = residual_bytes or e
+    e, residual, tokens = element_bytes, residual_bytes or element_bytes, rows * columns
     targets = tokens if targets is None else targets
+    block, spared = _block_bytes(config, rows, columns, targets, e, residual)
+    d = config.width
+    if config.checkpointing:  # the input of every block, and one block at a time in full
+        blocks = config.layers * tokens * d * residual + (block if config.layers > 1 else block - spared)
+    else:
+        blocks = config.layers * block - spared
+    ends = tokens * d * (2 * residual + (config.residual_dropout > 0))
+    head = targets * (4 * d * e + config.vocab * (e + 8))  # logits, fp32 copy and softmax
+    return int(blocks + ends + head)
+
+
+def _block_bytes(config: RNAMSMConfig, rows: int, columns: int, targets: int, e: int, residual: int) -> tuple[int, int]:
+    """(what the backward pass keeps of a block, how much less it is of the last one, where only targets go on)."""
+    d, f, tokens = config.width, config.ffn, rows * columns
     # Stream: the inputs of three layer norms. Each attention: q, k, v, output; feed-forward: its inner units before
     # GELU, which also say what was dropped (layers/pieces.py). The other masks of dropout take one byte, the statistics
     # of softmax four.
@@ -74,23 +87,32 @@ def activation_bytes(
     # After the attentions of the last block: the stream, two masks and the inner units of targets alone, for which the
     # attention's output is held once more.
     spared = (tokens - targets) * (d * residual + f * e + 2 * masks // 3) - (targets < tokens) * targets * d * e
-    if config.checkpointing:  # the input of every block, and one block at a time in full
-        blocks = config.layers * tokens * d * residual + (block if config.layers > 1 else block - spared)
-    else:
-        blocks = config.layers * block - spared
-    ends = tokens * d * (2 * residual + (config.residual_dropout > 0))
-    head = targets * (4 * d * e + config.vocab * (e + 8))  # logits, fp32 copy and softmax
-    return int(blocks + ends + head)
+    return block, spared
 
 
 def backward_bytes(
-    config: RNAMSMConfig, tokens: int, *, element_bytes: int = 2, residual_bytes: int | None = None
+    config: RNAMSMConfig,
+    rows: int,
+    columns: int,
+    targets: int | None = None,
+    *,
+    element_bytes: int = 2,
+    residual_bytes: int | None = None,
 ) -> int:
-    """Bytes that the backward pass of a feed-forward branch works in, beside what is kept, all ``tokens`` at a time.
+    """The most bytes that the backward pass works in, beside what is kept when it begins; arguments as above.
 
-    Its inner units after GELU and their gradient; gradients of the stream before and after it; the norm computed again,
-    its gradient and the stream's through it (layers/feed_forward.py). A CPU works through a part at a time.
+    In a feed-forward branch its inner units after GELU and their gradient; gradients of the stream before and after it;
+    the norm computed again, its gradient and the stream's through it (layers/feed_forward.py). That of the last block
+    has targets alone, and when the one before it is reached, what was kept of the last block is free. In an attention
+    the gradients of its context, queries, keys and values, and of the stream. A CPU works through a part at a time.
     """
-    d, e = config.width, element_bytes
+    d, e, tokens = config.width, element_bytes, rows * columns
     residual = residual_bytes or e
-    return tokens * (2 * config.ffn * e + d * (5 * residual + e))
+    targets = tokens if targets is None else targets
+    feed_forward = 2 * config.ffn * e + d * (5 * residual + e)
+    attention = tokens * d * (4 * e + 3 * residual)
+    if config.checkpointing and config.layers > 1:
+        return tokens * feed_forward
+    block, spared = _block_bytes(config, rows, columns, targets, e, residual)
+    before = tokens * feed_forward - (block - spared) if config.layers > 1 else 0
+    return max(targets * feed_forward, attention, before)

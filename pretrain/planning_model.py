@@ -60,7 +60,7 @@ class ModelCost:
         """The most bytes that a micro-batch takes in its backward pass, bf16 copies of weights under autocast aside.
 
         What the forward pass keeps (models/*_cost.py), and the gradients in flight: one of a feed-forward layer's
-        inner units and one of the stream; in a pair stream six of its width; RNA-MSM says it itself.
+        inner units and one of the stream; RNA-MSM and RibonanzaNet say it themselves.
         """
         config = self.settings.model
         if checkpointing is not None:
@@ -70,14 +70,15 @@ class ModelCost:
             return 0
         element = self._bytes["element_bytes"]
         if self.kind == "reactivity":
-            places = len(shapes) * int(shapes[:, 1].max()) ** 2
-            return estimate(config, shapes[:, 1].tolist(), **self._bytes) + 6 * places * config.pair * element
+            lengths = shapes[:, 1].tolist()
+            in_flight = self._module.backward_bytes(config, lengths, **self._bytes)
+            return in_flight + estimate(config, lengths, **self._bytes)
         tokens = int(shapes.prod(axis=1).sum())
         in_flight = tokens * (config.ffn + config.width) * element
         if self.kind == "alignments":  # one per micro-batch
-            rows, columns = shapes[0].tolist()
-            in_flight = self._module.backward_bytes(config, tokens, **self._bytes)
-            return in_flight + estimate(config, rows, columns, self._targets(tokens), **self._bytes)
+            sizes = (*shapes[0].tolist(), self._targets(tokens))
+            in_flight = self._module.backward_bytes(config, *sizes, **self._bytes)
+            return in_flight + estimate(config, *sizes, **self._bytes)
         longest, shortest = int(shapes[:, 1].max()), int(shapes[:, 1].min())
         padded = len(shapes) * longest if self.pads and longest > shortest else 0
         return in_flight + estimate(config, tokens, self._targets(tokens), padded_tokens=padded, **self._bytes)

@@ -194,7 +194,7 @@ def _write_and_check(
 
 
 def _unpadded_config(settings: Recipe) -> Any:
-    published = {"ffn_pad_to": 1, "kernel": "auto", "checkpointing": False}
+    published = {"ffn_pad_to": 1, "kernel": "auto", "triangle_kernel": "own", "checkpointing": False}
     has = {field.name for field in dataclasses.fields(settings.model)}
     return dataclasses.replace(settings.model, **{key: value for key, value in published.items() if key in has})
 

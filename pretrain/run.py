@@ -168,7 +168,7 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
         )
     old_model, new_model = recipe.to_dict(before)["model"], recipe.to_dict(settings)["model"]
     for key in old_model.keys() | new_model.keys():
-        if key not in ("kernel", "checkpointing") and old_model.get(key) != new_model.get(key):
+        if key not in ("kernel", "triangle_kernel", "checkpointing") and old_model.get(key) != new_model.get(key):
             raise PretrainError(
                 f"{found.path} holds a model with model.{key}={old_model.get(key)}, but the recipe says "
                 f"{new_model.get(key)}; keep the model, or start a new run"

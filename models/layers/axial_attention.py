@@ -83,7 +83,7 @@ class _Attention(Branch):
         return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale)
 
     def _add(self, x_BRLd: Tensor, context: Tensor, order: Order, chosen_M: Tensor | None = None) -> Tensor:
-        """x with the branch's output added, of all tokens or, [M, d], of those at ``chosen_M`` of the flattened ones."""
+        """x with the branch's output added: all tokens, or [M, d], those at ``chosen_M`` of the flattened ones."""
         out = (self.out_weight, self.out_bias)
         if chosen_M is None:
             return add_heads(x_BRLd, context, out, order, self._dropout)

@@ -10,7 +10,7 @@ What is common to them is here; the parts themselves are in `projections.py` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 LAYER_NORM_EPS = 1e-5
 # Bytes of the widest tensor of a piece. On CPU: as many as its cache holds, but enough tokens for a matrix product
 # to be efficient. Elsewhere a launch costs more than memory: as many as a training step has.
-CACHED, TOKENS, WHOLE = 2**21, 512, 2**30
+CACHED, TOKENS, WHOLE = 2**20, 512, 2**30
+ALL = slice(None)
 
 
 def piece_tokens(width: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -48,8 +49,14 @@ def normed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Ten
     return torch.native_layer_norm(x, x.shape[-1:], weight, bias, LAYER_NORM_EPS)
 
 
+def wide_normed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x in the precision of the norm's weights, its layer norm, mean, reciprocal deviation)"""
+    wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+    return (wide, *normed(wide, weight, bias))
+
+
 def through_norm(
-    grad: Tensor, x: Tensor, statistics: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor
+    grad: Tensor, x: Tensor, statistics: Sequence[Tensor], weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias of `normed`."""
     backward = torch.ops.aten.native_layer_norm_backward
@@ -70,16 +77,16 @@ class Total:
     def add(self, part: Tensor) -> None:
         self.sum.add_(part)
 
-    def add_rows(self, x_Tn: Tensor) -> None:
-        """Σ over tokens."""
-        self.sum.add_(x_Tn.sum(0))
+    def add_rows(self, x_Tn: Tensor, part: slice = ALL) -> None:
+        """Σ over tokens, to a part of the parameter."""
+        self.sum[part].add_(x_Tn.sum(0))
 
-    def add_product(self, out_To: Tensor, in_Ti: Tensor) -> None:
-        """outᵀ · in, the gradient of a matrix [o, i]."""
+    def add_product(self, out_To: Tensor, in_Ti: Tensor, part: slice = ALL) -> None:
+        """outᵀ · in, the gradient of a matrix [o, i], to a part of its rows."""
         if out_To.dtype == self.sum.dtype:
-            self.sum.addmm_(out_To.t(), in_Ti)
+            self.sum[part].addmm_(out_To.t(), in_Ti)
         else:
-            self.sum.add_(torch.mm(out_To.t(), in_Ti))
+            self.sum[part].add_(torch.mm(out_To.t(), in_Ti))
 
     def result(self) -> Tensor:
         return self.sum.to(self.dtype)

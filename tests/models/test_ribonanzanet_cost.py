@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig, activation_bytes, count_parameters, flops
+from models.ribonanzanet import (
+    RibonanzaNet,
+    RibonanzaNetConfig,
+    activation_bytes,
+    backward_bytes,
+    count_parameters,
+    flops,
+)
 
 VARIANTS = [
     {},
@@ -74,10 +81,14 @@ def test_activation_bytes_is_what_autograd_keeps(how):
     assert activation_bytes(config, lengths, **sizes) == pytest.approx(measured, rel=0.05)
 
 
-def test_checkpointing_keeps_one_layer_and_the_inputs():
-    """Spec 11.3: with checkpoints 1.6 GiB at 457 nucleotides in bf16, there without in-place gates."""
-    plain = activation_bytes(RibonanzaNetConfig.named("base"), [457])
+def test_what_is_kept_beside_the_specification():
+    """Spec 11.3, GiB at 457 nucleotides in bf16: 11.5 with all kept, 1.6 with checkpoints and the cheap product."""
+    config = RibonanzaNetConfig.named("base")
+    kept = activation_bytes(config, [457])
     less = activation_bytes(RibonanzaNetConfig.named("base", checkpointing=True), [457])
-    assert 9 * 457**2 * 64 * 2 < less < plain / 4
-    assert 1.0 * 2**30 < less < 1.6 * 2**30
-    assert activation_bytes(RibonanzaNetConfig.named("base"), []) == 0
+    z = 457**2 * 64 * 2
+    assert (9 + 8 * 5) * z < kept < 11.5 * 2**30 / 7
+    assert (9 + 8 * 1) * z < less < 1.6 * 2**30 / 2
+    assert backward_bytes(config, [457]) == (2 + 15) * z
+    assert backward_bytes(config, [457] * 100) == (2 * 100 + 15 * 2) * z  # two fill 2**30 bytes
+    assert activation_bytes(config, []) == backward_bytes(config, []) == 0
