@@ -199,8 +199,7 @@ class _Group:
             torch.addmm(w.proj_bias[: 4 * pair, None], w.proj[: 4 * pair], x_Tp.t(), out=part_cT)
             fields, gates = part_cT.chunk(2)
             self._gated(fields, gates.sigmoid_(), piece, sides)
-            grad_x = self._through_output(w, piece, x_Tp, o, grad, grad_o, totals)
-            grad_z[piece] = grad_x.view(grad_z[piece].shape)
+            self._through_output(w, piece, x_Tp, o, grad, grad_o, grad_z, totals)
         left, right, grad_left, grad_right = (t.flatten(0, 1) for two in (sides, grad_sides) for t in two.chunk(2))
         grad_NLL = grad_o.flatten(0, 1)
         if outgoing:
@@ -212,9 +211,17 @@ class _Group:
             torch.add(grad[piece], through.view(grad[piece].shape), out=grad_z[piece])
 
     def _through_output(
-        self, w: Weights, piece: Piece, x_Tp: Tensor, o: Tensor, grad: Tensor, grad_o: Tensor, totals: list[Total]
-    ) -> Tensor:
-        """What comes of the gradient of x through the output gate; that of o goes to ``grad_o``."""
+        self,
+        w: Weights,
+        piece: Piece,
+        x_Tp: Tensor,
+        o: Tensor,
+        grad: Tensor,
+        grad_o: Tensor,
+        grad_x: Tensor,
+        totals: list[Total],
+    ) -> None:
+        """Write the gradient of o, and of x what comes through the output gate."""
         *_, of_proj, of_proj_bias, of_norm, of_norm_bias, of_out, of_out_bias = totals
         dtype, gate_rows, drop = x_Tp.dtype, slice(4 * x_Tp.shape[1], None), self._drop(piece)
         gate_Tp = torch.addmm(w.proj_bias[gate_rows], x_Tp, w.proj[gate_rows].t()).sigmoid_()
@@ -230,7 +237,11 @@ class _Group:
         through, *rest = through_norm(grad_gated.mul_(gate_Tp), o_Tp, statistics, w.out_norm, w.out_norm_bias)
         of_norm.add(rest[0]), of_norm_bias.add(rest[1])
         _channels_first(grad_o, piece).copy_(through.t())
-        return torch.mm(grad_gate, w.proj[gate_rows])
+        grad_x_Tp = grad_x[piece].flatten(0, 2)
+        if grad_x.dtype == dtype:
+            torch.mm(grad_gate, w.proj[gate_rows], out=grad_x_Tp)
+        else:
+            grad_x_Tp.copy_(torch.mm(grad_gate, w.proj[gate_rows]))
 
     def _through_sides(
         self, w: Weights, piece: Piece, parts: Tensor, grad_sides: Tensor, grad_x: Tensor, totals: list[Total]
