@@ -134,15 +134,17 @@ class RowAttention(_Attention):
     def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, want_map: bool) -> tuple[Tensor, Tensor | None]:
         scale = self._scale(x_BRLd, is_real)
         if isinstance(scale, float):
-            x_BRLd, q, k, v = self._heads(x_BRLd, CHANNELS_FIRST, scale)
+            x_BRLd, qkv = self._heads(x_BRLd, CHANNELS_FIRST, scale)
         else:
             assert is_real is not None
-            x_BRLd, q, k, v = self._heads(x_BRLd, CHANNELS_FIRST)
-            q = (q * scale).to(q.dtype) * is_real[:, None, None]
+            x_BRLd, qkv = self._heads(x_BRLd, CHANNELS_FIRST)
+            of_queries = scale.view(-1, 1, 1) * is_real
+            others = torch.ones_like(of_queries)
+            qkv = (qkv * torch.stack((of_queries, others, others), 1)[:, :, None, None]).to(qkv.dtype)
         is_key_BL = None if is_real is None else is_real[:, 0]  # the columns that are real in row 0: the authors' rule
         dropout = self.attention_dropout if self.training else 0.0
-        context, probs_BHLL = tied_attention(*(t.flatten(2, 3) for t in (q, k, v)), is_key_BL, dropout)
-        return self._add(x_BRLd, context.view(v.shape), CHANNELS_FIRST), probs_BHLL if want_map else None
+        context, probs_BHLL = tied_attention(qkv.flatten(3, 4), is_key_BL, dropout)
+        return self._add(x_BRLd, context.view(qkv[:, 0].shape), CHANNELS_FIRST), probs_BHLL if want_map else None
 
     def _scale(self, x_BRLd: Tensor, is_real: Tensor | None) -> float | Tensor:
         """1 / sqrt(D · real rows), a number or [B, 1, 1, 1, 1]: on q, so that half precision cannot overflow."""

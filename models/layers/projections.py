@@ -30,12 +30,13 @@ def normed_heads(
     heads: int,
     order: Order,
     scale: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """(x, queries times ``scale``, keys, values), the three of LN(x) and each contiguous in ``order``.
 
-    Pairs are weight and bias. What else needs x should take the one returned: its gradient is then added on the way.
+    With channels first (x, all three in one tensor [B, 3, H, D, R, L]). Pairs are weight and bias. What else needs x
+    should take the one returned: its gradient is then added on the way.
     """
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = _NormedHeads.apply(  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _NormedHeads.apply(  # type: ignore[no-untyped-call]
         x_BRLd, *norm, *qkv, heads, order, scale, compute_dtype(x_BRLd)
     )
     return found
@@ -61,43 +62,45 @@ class _NormedHeads(torch.autograd.Function):
         *norm, weight, bias = parameters
         ctx.order, ctx.scale, ctx.dtype = order, scale, dtype
         ctx.save_for_backward(x, *parameters)
-        weights, biases = _scaled(weight, scale, dtype), _scaled(bias, scale, dtype)
+        weight, bias = _scaled(weight, scale).to(dtype), _scaled(bias, scale).to(dtype)
         shape = (*x.shape[:3], heads, x.shape[3] // heads)
-        found = tuple(x.new_empty([shape[i] for i in order], dtype=dtype) for _ in range(3))
+        ordered = [shape[i] for i in order]
+        if order == CHANNELS_FIRST:
+            found: tuple[Tensor, ...] = (x.new_empty(ordered[0], 3, *ordered[1:], dtype=dtype),)
+        else:
+            found = tuple(x.new_empty(ordered, dtype=dtype) for _ in range(3))
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), dtype):
                 h_Td = normed(x[part], *norm)[0].to(dtype).flatten(0, -2)
-                for heads_of, w, b in zip(found, weights, biases, strict=True):
-                    _write_product(heads_of, order, part, h_Td, w.t(), b)
+                if order == CHANNELS_FIRST:
+                    torch.addmm(bias, h_Td, weight.t(), out=_matrix(found[0], order, part))
+                    continue
+                qkv = torch.addmm(bias, h_Td, weight.t()).view(*x[part].shape[:-1], 3, *shape[3:])
+                for tensor, piece in zip(found, qkv.unbind(-3), strict=True):
+                    in_token_order(tensor, order)[part].copy_(piece)
         return x, *found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_beside: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        *norm, weight, bias = parameters
-        weights = _scaled(weight, ctx.scale, ctx.dtype)
-        norm_total, norm_bias_total = map(Total, norm)
-        totals, bias_totals = ([Total(part) for part in whole.chunk(3)] for whole in (weight, bias))
+        norm, weight = parameters[:2], _scaled(parameters[2], ctx.scale).to(ctx.dtype)
+        norm_total, norm_bias_total, total, bias_total = map(Total, parameters)
         grads = tuple(grad.contiguous() for grad in grads)
         grad_x = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), ctx.dtype):
+                grad_Tn = _read_all(grads, ctx.order, part)
                 h, *statistics = normed(x[part], *norm)
-                h_Td = h.to(ctx.dtype).flatten(0, -2)
-                grad_h = torch.zeros_like(h_Td)
-                for grad, w, total, bias_total in zip(grads, weights, totals, bias_totals, strict=True):
-                    grad_Td = _read(grad, ctx.order, part)
-                    bias_total.add_rows(grad_Td)
-                    total.add_product(grad_Td, h_Td)
-                    grad_h.addmm_(grad_Td, w)
-                through, *of_norm = through_norm(grad_h.view(h.shape), x[part], statistics, *norm)
+                bias_total.add_rows(grad_Tn)
+                total.add_product(grad_Tn, h.to(ctx.dtype).flatten(0, -2))
+                grad_h = torch.mm(grad_Tn, weight).view(h.shape)
+                through, *of_norm = through_norm(grad_h, x[part], statistics, *norm)
                 norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
                 torch.add(grad_beside[part], through, out=grad_x[part])
-        for of_queries in (totals[0], bias_totals[0]):
-            of_queries.sum.mul_(ctx.scale)
-        found = (torch.cat([t.result() for t in whole]) for whole in (totals, bias_totals))
-        return grad_x, norm_total.result(), norm_bias_total.result(), *found, None, None, None, None
+        found = (norm_total.result(), norm_bias_total.result())
+        found += tuple(_scaled(t.sum, ctx.scale).to(t.dtype) for t in (total, bias_total))
+        return grad_x, *found, None, None, None, None
 
 
 class _AddHeads(torch.autograd.Function):
@@ -135,21 +138,29 @@ class _AddHeads(torch.autograd.Function):
         return grad, grad_context, total.result(), bias_total.result(), None, None, None
 
 
-def _scaled(qkv: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Weights or biases of queries, keys and values; the first times ``scale``, which spares a pass over queries."""
-    q, k, v = qkv.chunk(3)
-    return (q * scale).to(dtype), k.to(dtype), v.to(dtype)
+def _scaled(qkv: Tensor, scale: float) -> Tensor:
+    """Weight or bias, the queries' third of it times ``scale``: that spares a pass over queries."""
+    q, *others = qkv.chunk(3)
+    return torch.cat((q * scale, *others))
 
 
 def _matrix(x: Tensor, order: Order, part: tuple[int, slice]) -> Tensor | None:
-    """[T, d], a view of a part of a tensor in ``order``, where that is a matrix in its memory."""
+    """[T, n], a view of a part of a tensor in ``order``, where that is a matrix in its memory."""
     alignment, rows = part
     if order == CHANNELS_FIRST:
-        piece = x[alignment, :, :, rows]
-        return piece.view(piece.shape[:2].numel(), -1).t()
+        piece = x[alignment][..., rows, :]
+        return piece.view(piece.shape[:-2].numel(), -1).t()
     if order == TOKENS_BY_ROW:
         return x[part].view(-1, x.shape[-2:].numel())
     return None
+
+
+def _read_all(qkv: tuple[Tensor, ...], order: Order, part: tuple[int, slice]) -> Tensor:
+    """[T, 3d] of a part of queries, keys and values."""
+    if order == CHANNELS_FIRST:
+        return _read(qkv[0], order, part)
+    views = [in_token_order(x, order)[part] for x in qkv]
+    return torch.stack(views, -3).view(views[0].shape[:-2].numel(), -1)
 
 
 def _read(x: Tensor, order: Order, part: tuple[int, slice]) -> Tensor:
@@ -158,19 +169,14 @@ def _read(x: Tensor, order: Order, part: tuple[int, slice]) -> Tensor:
     return in_token_order(x, order)[part].flatten(2).flatten(0, 1) if matrix is None else matrix
 
 
-def _write_product(
-    x: Tensor, order: Order, part: tuple[int, slice], a_Tn: Tensor, b_nd: Tensor, bias_d: Tensor | None = None
-) -> None:
-    """a · b + bias into a part of a tensor in ``order``."""
+def _write_product(x: Tensor, order: Order, part: tuple[int, slice], a_Tn: Tensor, b_nd: Tensor) -> None:
+    """a · b into a part of a tensor in ``order``."""
     matrix = _matrix(x, order, part)
-    if matrix is None:
-        product = torch.mm(a_Tn, b_nd) if bias_d is None else torch.addmm(bias_d, a_Tn, b_nd)
-        view = in_token_order(x, order)[part]
-        view.copy_(product.view(view.shape))
-    elif bias_d is None:
+    if matrix is not None:
         torch.mm(a_Tn, b_nd, out=matrix)
-    else:
-        torch.addmm(bias_d, a_Tn, b_nd, out=matrix)
+        return
+    view = in_token_order(x, order)[part]
+    view.copy_(torch.mm(a_Tn, b_nd).view(view.shape))
 
 
 def _parts(x_BRLd: Tensor, width: int, dtype: torch.dtype) -> Iterator[tuple[int, slice]]:
