@@ -87,8 +87,10 @@ def activation_bytes(
     factors = length * e * (c + (p + 1) * (c + 1))  # of an outer product
     # z and o of both triangle updates, and the factors of dropout.
     update = factors + 4 * z + dropping * 2 * length * p * e
-    if config.triangle_attention:  # z, norm, qkv (3), output, gate, gated; and its weights for every row or column
-        update += 2 * (8 * z + places * (8 + length * config.triangle_heads * e))
+    if config.triangle_attention:
+        # z, norm, qkv (3), output, gate, gated; its weights for every row or column, and with half precision qkv again,
+        # in fp32 as torch has them on CPU.
+        update += 2 * (8 * z + places * (8 + length * config.triangle_heads * max(e, 4) + 6 * p * (e < 4)))
     layers, updates = config.layers, config.layers - config.skip_last_pair_update
     inputs = layers * z + updates * z  # of every layer and transition
     if config.checkpointing:  # what is computed again includes the transition's input

@@ -76,7 +76,8 @@ def _in_order_of(settings: Recipe, source: Path, config: Any, state: dict[str, T
 
     Raises PretrainError if the weights in ``source`` do not have them.
     """
-    wanted = getattr(settings.objective, "channels", None)
+    _, last = recipe.stage_recipes(settings)[-1]  # the channels of all stages, which the recipe itself need not have
+    wanted = getattr(last.objective, "channels", None)
     if wanted is None:
         return state
     found = channels_of(source, recipe.model_name(settings), config)

@@ -49,6 +49,15 @@ def open_run(settings: Recipe, world: World) -> Run:
     world.together(directory.create if world.first else lambda: None)
     longest = 0.5 * 60 * settings.compute.timeout_minutes  # the other ranks wait for this one
     lock = world.together(lambda: RunLock(directory.path, longest) if world.first else None)
+    try:
+        return _open(settings, world, directory, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _open(settings: Recipe, world: World, directory: RunDirectory, lock: RunLock | None) -> Run:
     world.together(lambda: directory.start_log(world.rank))
     if lock is not None and lock.unsupported:
         log.warning("%s", lock.unsupported)

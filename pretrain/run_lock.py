@@ -90,7 +90,7 @@ class RunLock:
 
     def release(self) -> None:
         """At the end of the run, when everything is written. The end of the process does the same."""
-        if self._fd is None:
+        if self._fd not in _held:  # released, or this is a child, where the number may be another file's
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)

@@ -87,7 +87,8 @@ class _Attention(Branch):
         out = (self.out_weight, self.out_bias)
         if chosen_M is None:
             return add_heads(x_BRLd, context, out, order, self._dropout)
-        places = torch.unravel_index(chosen_M, x_BRLd.shape[:3])
+        rows, columns = x_BRLd.shape[1:3]  # not torch.unravel_index, which waits for the device
+        places = (chosen_M // (rows * columns), chosen_M // columns % rows, chosen_M % columns)
         context_MHD = in_token_order(context, order)[places]
         x_Md = x_BRLd.flatten(0, 2).index_select(0, chosen_M)
         y = add_heads(x_Md[None, :, None], context_MHD[None, :, None], out, TOKENS_BY_ROW, self._dropout)

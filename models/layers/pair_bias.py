@@ -25,6 +25,7 @@ def pair_bias(z_BLLp: Tensor, norm: tuple[Tensor, Tensor], weight_hp: Tensor) ->
 class _PairBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, dtype: torch.dtype) -> Any:
+        ctx.set_materialize_grads(False)  # after the last layer nobody asks for z
         ctx.dtype = dtype
         z = z.contiguous()
         ctx.save_for_backward(z, norm, norm_bias, weight)
@@ -38,13 +39,16 @@ class _PairBias(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_beside: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_beside: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return grad_beside, None, None, None, None
         z, *weights = ctx.saved_tensors
         *norm, weight = weights
         totals = norm_total, norm_bias_total, weight_total = [Total(w) for w in weights]
         grad_z = torch.empty_like(z)
         grad_hN = grad.transpose(0, 1).flatten(1)
-        z_Np, beside_Np, grad_z_Np = (t.flatten(0, 2) for t in (z, grad_beside.contiguous(), grad_z))
+        z_Np, grad_z_Np = z.flatten(0, 2), grad_z.flatten(0, 2)
+        beside_Np = None if grad_beside is None else grad_beside.contiguous().flatten(0, 2)
         with torch.autocast(z.device.type, enabled=False):
             for piece in slices(len(z_Np), piece_tokens(z.shape[-1], ctx.dtype, z.device)):
                 wide_Tp, x, *statistics = wide_normed(z_Np[piece], *norm)
@@ -53,5 +57,8 @@ class _PairBias(torch.autograd.Function):
                 grad_x = torch.mm(grad_Th, weight.to(ctx.dtype))
                 through, *of_norm = through_norm(grad_x, wide_Tp, statistics, *norm)
                 norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
-                torch.add(beside_Np[piece], through, out=grad_z_Np[piece])
+                if beside_Np is None:
+                    grad_z_Np[piece] = through
+                else:
+                    torch.add(beside_Np[piece], through, out=grad_z_Np[piece])
         return grad_z, *(total.result() for total in totals), None

@@ -8,7 +8,7 @@ sides are named a and b: o[i, j] = sum over k of a[i, k] b[j, k], or of a[k, i] 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,20 @@ def _kernel() -> Callable[..., Tensor]:
     try:
         from cuequivariance_torch import triangle_multiplicative_update
     except ImportError as error:
-        raise ModelError(
-            f"model.triangle_kernel is cuequivariance, which cannot be imported ({error}); install rnafoundry[kernels] "
-            "on a machine with an NVIDIA GPU, or set it to own"
-        ) from error
-    kernel: Callable[..., Tensor] = triangle_multiplicative_update
+        raise _missing(error) from error
+
+    def kernel(*arguments: Any, **settings: Any) -> Tensor:
+        try:
+            found: Tensor = triangle_multiplicative_update(*arguments, **settings)
+        except ImportError as error:  # the package is there, but not its cuequivariance-ops-torch for this CUDA
+            raise _missing(error) from error
+        return found
+
     return kernel
+
+
+def _missing(error: ImportError) -> ModelError:
+    return ModelError(
+        f"model.triangle_kernel is cuequivariance, which cannot be used here ({error}); install rnafoundry[kernels] on "
+        "a machine with an NVIDIA GPU, in the variant for torch's CUDA, or set it to own"
+    )

@@ -1,6 +1,6 @@
 """Models that predict channels of chemical mapping: in which order a layout has them, and rows brought into it.
 
-Published layouts do not write names down: the place of a row says what it predicts (spec ribonanzanet 8.3). States that
+The authors' layout writes no names down: the place of a row says what it predicts (spec ribonanzanet 8.3). States that
 a layout gives are therefore in the published order, whatever order the model was trained with.
 """
 

@@ -50,12 +50,16 @@ def test_flops_are_what_torch_counts(overrides):
     assert flops(config, [40]) / 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-@pytest.mark.parametrize("how", ["plain", "no dropout", "autocast", "padded", "triangle", "all pair updates"])
+HOW = ["plain", "no dropout", "autocast", "padded", "triangle", "triangle, autocast", "all pair updates"]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_activation_bytes_is_what_autograd_keeps(how):
-    """The estimate against the storages that the backward pass holds, parameters aside: within 5 %."""
+    """The estimate against the storages that the backward pass holds, parameters aside: within 5 %, of triangle
+    attention in half precision, of which torch keeps more or less by its shape, within 10 %."""
     config = RibonanzaNetConfig.named(
         "nano",
-        triangle_attention=how == "triangle",
+        triangle_attention="triangle" in how,
         skip_last_pair_update=how != "all pair updates",
         **({"dropout": 0.0, "attention_dropout": 0.0} if how == "no dropout" else {}),
     )
@@ -68,17 +72,19 @@ def test_activation_bytes_is_what_autograd_keeps(how):
     kept = {}
 
     def keep(x):
-        is_weight_copy = how == "autocast" and x.numel() in casts
+        is_weight_copy = "autocast" in how and x.numel() in casts
         if x.untyped_storage().data_ptr() not in own and not is_weight_copy:
             kept[x.untyped_storage().data_ptr()] = (x.untyped_storage().nbytes(), x)
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", enabled=how == "autocast"):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", enabled="autocast" in how):
         output = model(tokens, is_real)
     assert output.shape == (2, 60, 2)
     measured = sum(size for size, _ in kept.values())
-    sizes = {"element_bytes": 2, "residual_bytes": 4} if how == "autocast" else {"element_bytes": 4}
-    assert activation_bytes(config, lengths, **sizes) == pytest.approx(measured, rel=0.05)
+    sizes = {"element_bytes": 2, "residual_bytes": 4} if "autocast" in how else {"element_bytes": 4}
+    assert activation_bytes(config, lengths, **sizes) == pytest.approx(
+        measured, rel=0.1 if how == "triangle, autocast" else 0.05
+    )
 
 
 def test_what_is_kept_beside_the_specification():

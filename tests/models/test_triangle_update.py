@@ -141,8 +141,14 @@ def test_a_model_with_the_kernels_predicts_and_learns_the_same(kernels):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_without_the_kernels_one_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuequivariance_torch", None)
+def lacks_its_operations(*arguments, **settings):
+    raise ImportError("no cuequivariance_ops_torch")
+
+
+@pytest.mark.parametrize("found", [None, types.SimpleNamespace(triangle_multiplicative_update=lacks_its_operations)])
+def test_without_the_kernels_one_sentence_says_what_to_do(found, monkeypatch):
+    """Neither where nothing is installed, nor where the operations for this CUDA are missing."""
+    monkeypatch.setitem(sys.modules, "cuequivariance_torch", found)
     model = RibonanzaNet(RibonanzaNetConfig.named("nano", triangle_kernel="cuequivariance"))
     with pytest.raises(ModelError, match=r"model\.triangle_kernel is cuequivariance.*rnafoundry\[kernels\].*own"):
         model(torch.randint(0, 4, (1, 5)))

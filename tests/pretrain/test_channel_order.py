@@ -124,6 +124,18 @@ def test_a_run_of_ours_starts_one_of_another_order(train: Callable[..., Path], f
     assert torch.equal(model.state_dict()["head.weight"], trained["head.weight"][1:])
 
 
+def test_the_channels_of_stages_decide(train: Callable[..., Path], folder: Path) -> None:
+    """The recipe's own objective.channels may be others, which no stage uses."""
+    run = train("published")
+    own = f"{{data: {{corpus: {folder / 'swapped'}}}, objective: {{channels: [DMS, 2A3]}}, budget: {{steps: 1}}}}"
+    settings = settings_of(
+        folder, "published", f"init_from={run}", "budget.steps=null", f"stages={{a: {own}, b: {own}}}"
+    )
+    model, trained = build_model(settings), last(run).weights()
+    load_initial(model, settings)
+    assert all(torch.equal(model.state_dict()[key], trained[key].flip(0)) for key in HEAD)
+
+
 def test_continued_training_starts_alike_in_either_order(train: Callable[..., Path], folder: Path) -> None:
     """The same weights, judged on the same values in two orders of channels before the first step."""
     run = train("published")

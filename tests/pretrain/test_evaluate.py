@@ -50,6 +50,19 @@ def runs(corpus: Path, synthetic_corpus: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
+def test_kernels_of_the_machine_that_trained_need_not_be_here(corpus: Path, tmp_path: Path) -> None:
+    """They change nothing but speed, so what was trained with them is evaluated by our own."""
+    settings = ["model.pair=32", "run.name=wide", "budget.steps=1"]
+    pretrain_well([*TINY, f"run.directory={tmp_path}", f"data.corpus={corpus}", *settings])
+    release(tmp_path / "wide", tmp_path / "out", Options())
+    told = tmp_path / "out" / "recipe.yaml"
+    before = told.read_text()
+    told.write_text(before.replace("triangle_kernel: own", "triangle_kernel: cuequivariance"))
+    assert told.read_text() != before
+    trained = evaluate.open_trained(tmp_path / "out")
+    assert trained.module(torch.tensor([[0, 1, 2, 3]])).shape == (1, 4, 2)
+
+
 @pytest.mark.parametrize("name", ["a", "masked"])
 def test_figures_are_those_of_the_run_itself(name: str, runs: Path, corpus: Path, synthetic_corpus: Path) -> None:
     on = corpus if name == "a" else synthetic_corpus
