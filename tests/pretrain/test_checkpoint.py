@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain import checkpoint, saving
+from pretrain import checkpoint, run_lock, saving
 from pretrain.checkpoint import MANIFEST, RECIPE, Checkpoint, Progress, newest, steps_on_disk
 from pretrain.distributed import World
 from pretrain.engine import Fragment
@@ -164,7 +164,8 @@ def test_a_checkpoint_holds_the_state_that_deepspeed_has(trained, ranks, stage, 
 
 def test_nothing_in_a_run_directory_is_a_pickle(trained) -> None:
     files = [path for path in trained(2, 2, "bf16").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".log", ".safetensors"}
+    kinds = {".json", ".jsonl", ".yaml", ".log", ".safetensors", run_lock.NAME}
+    assert {path.suffix or path.name for path in files} == kinds
     assert not any(path.read_bytes()[:1] == b"\x80" or zipfile.is_zipfile(path) for path in files)
 
 
