@@ -276,7 +276,7 @@ class SelfAttention(nn.Module):
         """(z, the attended s)"""
         qkv = self.qkv(s_BLd).view(*s_BLd.shape[:2], 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, L, D] each
-        z_BLLp, bias_BHLL = pair_bias(z_BLLp, self.bias_norm(), self.bias()[0])
+        z_BLLp, bias_BHLL = pair_bias(z_BLLp, self.bias_norm(), *self.bias())
         weights = masked_softmax((q @ k.mT) * self.head_dim**-0.5 + bias_BHLL, mask)
         if self.training and self.dropout:
             weights = F.dropout(weights, self.dropout)

@@ -112,7 +112,8 @@ def open_trained(path: Path, config: str | None = None) -> Trained:
     else:
         whole, run, name, sha256 = _recipe_of_release(path, config), None, path.name, _hash(path)
     _, settings = recipe.stage_recipes(whole)[-1]
-    settings = run_tokenizer.with_kept_tokenizer(_with_own_kernels(settings), run)
+    settings = dataclasses.replace(settings, model=recipe.on_any_machine(settings.model))
+    settings = run_tokenizer.with_kept_tokenizer(settings, run)
     model = MODELS[recipe.model_name(settings)][1](settings.model)
     if own is not None:
         model.load_state_dict(own.weights())
@@ -124,13 +125,6 @@ def open_trained(path: Path, config: str | None = None) -> Trained:
     if hasattr(objective, "require"):
         objective.require(settings)
     return Trained(name, sha256, settings, objective, module)
-
-
-def _with_own_kernels(settings: Recipe) -> Recipe:
-    """Kernels that are installed apart are those of the machine that trained, and change nothing but speed."""
-    if not hasattr(settings.model, "triangle_kernel"):
-        return settings
-    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, triangle_kernel="own"))
 
 
 def _recipe_of_release(path: Path, config: str | None) -> Recipe:

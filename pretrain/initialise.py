@@ -76,9 +76,8 @@ def _in_order_of(settings: Recipe, source: Path, config: Any, state: dict[str, T
 
     Raises PretrainError if the weights in ``source`` do not have them.
     """
-    _, last = recipe.stage_recipes(settings)[-1]  # the channels of all stages, which the recipe itself need not have
-    wanted = getattr(last.objective, "channels", None)
-    if wanted is None:
+    wanted = recipe.channels(settings)
+    if not wanted:
         return state
     found = channels_of(source, recipe.model_name(settings), config)
     if found is None:
@@ -109,8 +108,7 @@ def channels_of(source: Path, name: str, config: Any) -> tuple[str, ...] | None:
     own = own_checkpoint(source)
     if own is None:
         return detect.channels_of(source, name, config)
-    _, last = recipe.stage_recipes(recipe.read_resolved(own.recipe_path))[-1]
-    return tuple(last.objective.channels)
+    return recipe.channels(recipe.read_resolved(own.recipe_path))
 
 
 def origin_of(source: Path, named: str) -> dict[str, Any]:

@@ -89,6 +89,22 @@ def stage_recipes(recipe: Recipe) -> list[tuple[str, Recipe]]:
     return found
 
 
+def channels(recipe: Recipe) -> tuple[str, ...]:
+    """What the outputs of the model are, in their order: of the last stage, as of all. None where they are tokens."""
+    _, last = stage_recipes(recipe)[-1]
+    return tuple(getattr(last.objective, "channels", ()))
+
+
+# Keys of a model that change its memory and speed and nothing else, each with a value that every machine can run.
+HOW_IT_RUNS = {"kernel": "auto", "triangle_kernel": "own", "checkpointing": False}
+
+
+def on_any_machine(model: Any) -> Any:
+    """The configuration of a model without what only the machine that trains it may have, such as a kernel."""
+    has = {field.name for field in dataclasses.fields(model)}
+    return dataclasses.replace(model, **{key: value for key, value in HOW_IT_RUNS.items() if key in has})
+
+
 def _require_of_a_stage(path: str, section: str, keys: Any) -> None:
     if section not in STAGE_SECTIONS:
         raise PretrainError(

@@ -43,7 +43,6 @@ from pretrain.release_check import (
     model_of,
     outputs_of,
     samples_of,
-    trained_channels,
     trained_letters,
 )
 
@@ -128,7 +127,7 @@ def _own_layout(settings: Recipe) -> ReleaseLayout:
             run_tokenizer.copy_files(tokenizer, directory)
         return directory
 
-    return ReleaseLayout("", write, own_usage(trained_channels(settings)))
+    return ReleaseLayout("", write, own_usage(recipe.channels(settings)))
 
 
 def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
@@ -136,7 +135,7 @@ def release_layouts(settings: Recipe) -> dict[str, ReleaseLayout]:
     found: dict[str, ReleaseLayout] = {}
     if getattr(settings.objective, "tokenizer", None) is None:
         releases: dict[str, ReleaseLayout] = LAYOUTS[recipe.model_name(settings)].RELEASES
-        trained = Trained(trained_letters(settings), trained_channels(settings))
+        trained = Trained(trained_letters(settings), recipe.channels(settings))
         found = {key: layout for key, layout in releases.items() if layout.fits(settings.model, trained)}
     if any(layout.folder == "" for layout in found.values()):
         return found
@@ -150,7 +149,7 @@ def _layouts(settings: Recipe, wanted: tuple[str, ...] | None) -> dict[str, Rele
         if layout not in possible:
             kind = "single nucleotides" if getattr(settings.objective, "tokenizer", None) is None else "pieces"
             what = f"whose tokens are {kind}"
-            if channels := trained_channels(settings):
+            if channels := recipe.channels(settings):
                 what = f"of these settings and the channels {', '.join(channels)}"
             raise PretrainError(
                 f"there is no {layout} layout for a {recipe.model_name(settings)} model {what}; "
@@ -172,7 +171,7 @@ def _write_and_check(
     config, place = _unpadded_config(settings), directory / writer.folder
     place.mkdir(exist_ok=True)
     stem = f"{name}_{settings.run.name}"
-    channels = trained_channels(settings)
+    channels = recipe.channels(settings)
     how = WriteOptions(stem, dtype, options.shard_bytes, options.vocabulary, trained_letters(settings), channels)
     path = writer.write(place, state, config, how)
     read_name, read_config, read_state = read_checkpoint(path, config.heads)
@@ -194,9 +193,8 @@ def _write_and_check(
 
 
 def _unpadded_config(settings: Recipe) -> Any:
-    published = {"ffn_pad_to": 1, "kernel": "auto", "triangle_kernel": "own", "checkpointing": False}
-    has = {field.name for field in dataclasses.fields(settings.model)}
-    return dataclasses.replace(settings.model, **{key: value for key, value in published.items() if key in has})
+    config = recipe.on_any_machine(settings.model)
+    return dataclasses.replace(config, ffn_pad_to=1) if hasattr(config, "ffn_pad_to") else config
 
 
 def _publish(partial: Path, to: Path) -> None:

@@ -116,11 +116,6 @@ def compared_columns(
     return [i for i, _ in pairs], [i for _, i in pairs]
 
 
-def trained_channels(settings: Recipe) -> tuple[str, ...]:
-    """What a model predicts whose outputs are channels, in their order; none of models of tokens."""
-    return tuple(getattr(settings.objective, "channels", ()))
-
-
 def trained_letters(settings: Recipe) -> str:
     """The letters that training gave rows of their own."""
     alphabet = objective_of(settings).alphabet

@@ -160,7 +160,7 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
             f"{found.path} holds the state of the optimizer {before.optimizer.name}, but the recipe says "
             f"{settings.optimizer.name}; keep it, or start a new run with init_from={found.path}"
         )
-    old_channels, new_channels = _channels(before), _channels(settings)
+    old_channels, new_channels = recipe.channels(before), recipe.channels(settings)
     if old_channels != new_channels:
         raise PretrainError(
             f"{found.path} predicts {', '.join(old_channels)}, but objective.channels is {', '.join(new_channels)}, so "
@@ -168,18 +168,12 @@ def require_same_run(found: checkpoint.Checkpoint, settings: Recipe, fingerprint
         )
     old_model, new_model = recipe.to_dict(before)["model"], recipe.to_dict(settings)["model"]
     for key in old_model.keys() | new_model.keys():
-        if key not in ("kernel", "triangle_kernel", "checkpointing") and old_model.get(key) != new_model.get(key):
+        if key not in recipe.HOW_IT_RUNS and old_model.get(key) != new_model.get(key):
             raise PretrainError(
                 f"{found.path} holds a model with model.{key}={old_model.get(key)}, but the recipe says "
                 f"{new_model.get(key)}; keep the model, or start a new run"
             )
     return _changes(masked_content(recipe.to_dict(before)), masked_content(recipe.to_dict(settings)))
-
-
-def _channels(settings: Recipe) -> list[str]:
-    """Of the last stage, as of all; none where outputs are tokens."""
-    _, last = recipe.stage_recipes(settings)[-1]
-    return list(getattr(last.objective, "channels", []))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

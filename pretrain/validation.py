@@ -8,6 +8,7 @@ tokens also how often the model names a sequence's type (pretrain/validation_typ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ from pretrain.objectives.masked import MaskedBatch, MaskedObjective, perplexity
 Meet = Callable[[Exception | None], bool]
 
 
-class HeldOut:
+class HeldOut(ABC):
     """The loop over the held-out samples; subclasses say what is summed (`_sums`) and reported (`_report`).
 
     The first ``sequences`` of the split, one per cluster, under fixed masks (a corpus is shuffled when built).
@@ -77,7 +78,7 @@ class HeldOut:
         except USER_ERRORS as error:
             yield self.ids[:0], self.objective.collate([], self._keys[:0], Moment.last()), error
 
-    def learn_from(self, training: Any) -> None:
+    def learn_from(self, training: Any) -> None:  # noqa: B027 (nothing, unless a subclass needs something)
         """Take what a validation needs of the training split besides the held-out samples."""
 
     def outputs(self, module: nn.Module, batch: Any) -> Tensor:
@@ -85,16 +86,17 @@ class HeldOut:
         found: Tensor = self.objective.logits(module, batch)
         return found
 
+    @abstractmethod
     def _sums(self, outputs: Tensor, batch: Any, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """[rows, columns] of a micro-batch that holds the samples at the places ``chosen`` of ``ids``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _report(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Figures of the sums over all of the split."""
 
     def references(self, training: Any) -> dict[str, Any]:
         """Figures of trivial models, fitted on the training split, on the same targets: name -> {figure: value}."""
-        raise NotImplementedError
+        return {}
 
 
 class Validation(HeldOut):

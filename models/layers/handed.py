@@ -7,18 +7,16 @@ copies are small, and names, shapes and initial values are those of the layers t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from models.layers.swish_gate import Linear
 
 
 class HandedLinear(Linear):
-    """() -> (weight [out, in], bias [out]), copied; the bias is zeros where the layer has none."""
+    """() -> (weight [out, in], bias [out] if there is one), copied."""
 
-    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        bias = self.weight.new_zeros(self.out_features) if self.bias is None else self.bias.clone()
-        return self.weight.clone(), bias
+    def forward(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return (self.weight.clone(),) if self.bias is None else (self.weight.clone(), self.bias.clone())
 
 
 class HandedNorm(nn.LayerNorm):
@@ -26,7 +24,3 @@ class HandedNorm(nn.LayerNorm):
 
     def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return self.weight.clone(), self.bias.clone()
-
-
-def cast(weights: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
-    return [weight.to(dtype) for weight in weights]

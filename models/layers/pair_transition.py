@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.handed import HandedLinear, HandedNorm, cast
+from models.layers.handed import HandedLinear, HandedNorm
 from models.layers.pieces import LAYER_NORM_EPS, Total, compute_dtype, piece_tokens, slices, through_norm, wide_normed
 
 
@@ -44,7 +44,7 @@ class _Transition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, *arguments: Any) -> Tensor:
         *weights, ctx.dtype = arguments
-        norm, (up, up_bias, down, down_bias) = weights[:2], cast(weights[2:], ctx.dtype)
+        norm, (up, up_bias, down, down_bias) = weights[:2], (w.to(ctx.dtype) for w in weights[2:])
         z = z.contiguous()
         ctx.save_for_backward(z, *weights)
         out = torch.empty_like(z)
@@ -60,7 +60,7 @@ class _Transition(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, *weights = ctx.saved_tensors
-        norm, (up, up_bias, down, _) = weights[:2], cast(weights[2:], ctx.dtype)
+        norm, (up, up_bias, down, _) = weights[:2], (w.to(ctx.dtype) for w in weights[2:])
         totals = norm_total, norm_bias_total, up_total, up_bias_total, down_total, down_bias_total = [
             Total(weight) for weight in weights
         ]

@@ -48,10 +48,8 @@ class Weights(NamedTuple):
 
     def cast(self, dtype: torch.dtype) -> Weights:
         """Those of products in ``dtype``; those of norms stay as they are."""
-        return Weights(*(w.to(dtype) if name.split("_b")[0] in ("proj", "out") else w for name, w in self._named()))
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        return zip(self._fields, self, strict=True)
+        products = ("proj", "proj_bias", "out", "out_bias")
+        return self._replace(**{name: getattr(self, name).to(dtype) for name in products})
 
 
 class TriangleUpdate(nn.Module):

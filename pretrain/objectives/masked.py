@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class MaskedBatch:
         return MaskedBatch(**{**self.__dict__, **moved})
 
 
-class MaskedObjective:
+class MaskedObjective(ABC):
     """Made of a vocabulary; subclasses add `token_lengths`, `read` and `collate`."""
 
     kind = "sequences"  # of corpora
@@ -68,9 +69,9 @@ class MaskedObjective:
         """Samples, as `collate` takes them, that are sequences and nothing else."""
         return letters
 
+    @abstractmethod
     def token_lengths(self, nucleotides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[n] tokens that sequences of these lengths are planned with."""
-        raise NotImplementedError
 
     def costs(self, corpus: Lengths, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[n] tokens that samples of a corpus are planned with."""
