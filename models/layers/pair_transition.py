@@ -1,7 +1,7 @@
 """The transition of RibonanzaNet's pair stream, z + down(ReLU(up(LN(z)))) (spec 1.3, step 10), keeping z alone.
 
-The backward pass repeats the product with ``up``: a fifteenth of a layer's arithmetic, for five times the bytes of z
-(see `pieces.py`).
+The backward pass repeats the product with ``up``: a twentieth of a layer's arithmetic at 177 nucleotides, for five
+times the bytes of z (see `pieces.py`).
 """
 
 from __future__ import annotations

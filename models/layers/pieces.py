@@ -5,7 +5,9 @@ All but those that only a matrix product gives back (the stream, queries, keys, 
 units before GELU) are cheap to compute again in the backward pass, and worked through a piece at a time the copies
 never exist whole: a piece stays in the processor's cache, and its memory serves the next one.
 
-What is common to them is here; the parts themselves are in `projections.py` and `feed_forward.py`.
+What is common to them is here; the parts themselves are in `projections.py` and `feed_forward.py`, and of
+RibonanzaNet's pair stream, where autograd keeps thirty tensors for a layer, in `pair_bias.py`, `triangle_update.py` and
+`pair_transition.py`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ With x = LN(z), l and r gated projections of x, and M the mask of pairs:
     ingoing    o[i, j] = sum over k of l[k, j] r[k, i], AlphaFold 2's with its operands swapped
     z + drop(out(LN(o) · output gate)): the gate acts before the output projection, and nothing divides by the length
 
-Autograd would keep eleven tensors like z of an update. Here z and o are kept, and the rest is computed again, which
-repeats a tenth of an update's arithmetic; on CPU a piece at a time (see `pieces.py`), for the sums over k a sequence at
-a time. Sides and o have their channels in front, as the sums over k want them: products write that order themselves.
+Autograd would keep twelve tensors like z of an update. Here z and o are kept, and the rest is computed again, a fifth
+of an update's arithmetic at 177 nucleotides; on CPU a piece at a time (see `pieces.py`), for the sums over k a sequence
+at a time. Sides and o have their channels in front, as the sums over k want them: products write that order themselves.
 """
 
 from __future__ import annotations
