@@ -41,6 +41,7 @@ from pretrain.initialise import load_initial, own_checkpoint
 from pretrain.objectives import for_release
 from pretrain.objectives.reactivity import Reactivity, cost
 from pretrain.opening import VALIDATIONS, Place
+from pretrain.products import device_at_hand
 
 WEIGHTS = ("*.safetensors", "*.pt", "*.bin", "*.pdparams")
 
@@ -119,7 +120,7 @@ def open_trained(path: Path, config: str | None = None) -> Trained:
         model.load_state_dict(own.weights())
     else:
         load_initial(model, dataclasses.replace(settings, init_from=str(path)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_at_hand()
     module = _InPrecision(model, device, bf16=settings.compute.precision != "fp32").to(device).eval()
     objective = for_release(settings.objective)
     if hasattr(objective, "require"):

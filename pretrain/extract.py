@@ -39,6 +39,7 @@ from models.rnamsm import MAX_ROWS, RNAMSM
 from pretrain import contacts, recipe
 from pretrain.errors import PretrainError
 from pretrain.initialise import locate, own_checkpoint, read_weights
+from pretrain.products import device_at_hand
 from pretrain.release_check import model_of
 from pretrain.validation_alignments import PROBE_KNOWN, maps_of, probe_tokens, tokens_of, with_structure
 
@@ -70,7 +71,7 @@ def extract(source: str, files: Sequence[Path], to: Path, options: Options) -> I
         how = "give --overwrite to replace it" if (to / FAMILIES).is_file() else "it was not made by this command"
         raise PretrainError(f"{to} exists already; choose another --to ({how})")
     model = _model(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_at_hand()
     model.to(device)
     probe = None if options.contacts is None else _probe(model, device, options.contacts or _corpus_of(source))
     partial = to.parent / f".{to.name}.partial"

@@ -27,6 +27,7 @@ from pretrain import checkpoint, recipe, resuming
 from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
+from pretrain.products import products_by
 
 log = logging.getLogger("rnafoundry")
 PACKAGES = (
@@ -210,6 +211,7 @@ def environment(world: World) -> dict[str, object]:
         "device": device,
         "ranks": world.ranks,
         "threads_per_rank": torch.get_num_threads(),
+        "cpu_products": products_by(),
         "cores": os.cpu_count(),
         "cuda": torch.version.cuda,
     }

@@ -26,6 +26,7 @@ from pretrain.errors import PretrainError
 from pretrain.initialise import locate, own_checkpoint, read_weights
 from pretrain.objectives.intervals import Intervals, Sample
 from pretrain.objectives.intervals_config import IntervalsConfig
+from pretrain.products import device_at_hand
 
 TOKENS = 16384  # of a micro-batch
 ALPHABET = "rnaernie"  # of releases with types; ambiguity codes are <unk> in it
@@ -57,7 +58,7 @@ def rank_types(source: str, sequences: list[npt.NDArray[np.uint8]]) -> Ranked:
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(state, assign=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_at_hand()
     model = model.to(device).eval()
     types = objective.type_ids
     logits = torch.zeros(len(sequences), len(types))

@@ -24,6 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401
+    import torch._dynamo  # noqa: F401  # the first optimizer imports it
 
     import launch.cli  # noqa: F401
     import pretrain.trainer  # noqa: F401

@@ -14,6 +14,7 @@ Nothing outside this file knows which kernel runs.
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 
 import torch
@@ -28,10 +29,10 @@ try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:  # an optional package: without it the other kernels serve
     flash_attn_varlen_func = None
-try:
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.11 and later
-except ImportError:
-    varlen_attn = None
+varlen_attn = None
+if torch.backends.cuda.is_built():  # for CPU alone, torch.compile's tracer need not be imported: half of a start's time
+    with contextlib.suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn  # torch 2.11 and later
 
 KERNELS = ("flash", "varlen", "sdpa")
 SHORTEST_IN_GROUP = 0.9  # of the longest; measured between 0.5 and 1.0
@@ -85,12 +86,12 @@ def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype, dropout: fl
     """Why ``kernel`` cannot run, or None if it can."""
     if kernel == "sdpa":
         return None
+    if device.type != "cuda":
+        return f"it needs a CUDA device and the tensors are on {device.type}"
     if kernel == "flash" and flash_attn_varlen_func is None:
         return "the flash-attn package is not installed"
     if kernel == "varlen" and varlen_attn is None:
         return f"torch {torch.__version__} has no variable-length attention (2.11 and later have)"
-    if device.type != "cuda":
-        return f"it needs a CUDA device and the tensors are on {device.type}"
     if dtype not in _HALF:
         return f"it needs float16 or bfloat16 and the queries are {str(dtype).removeprefix('torch.')}"
     if _compute_capability(device.index) < (8, 0):
@@ -102,9 +103,12 @@ def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype, dropout: fl
     return None
 
 
-@torch.compiler.assume_constant_result  # a constant of the machine: torch.compile should not trace the query
 def _compute_capability(device_index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device_index)
+
+
+if torch.backends.cuda.is_built():  # a constant of the machine: torch.compile should not trace the query
+    _compute_capability = torch.compiler.assume_constant_result(_compute_capability)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
