@@ -27,17 +27,16 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+from benchmarks.own_process import RETURN_MEMORY, add_products, measured, products_of  # noqa: E402
+
 SYSTEMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "original": {},
@@ -89,6 +88,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 
     torch.set_num_threads(options.threads)
+    products_of(options)
     torch.manual_seed(0)
     config = RibonanzaNetConfig.named("base", layers=options.layers, **SYSTEMS[options.system])
     model: Any = RibonanzaNet(config)
@@ -122,13 +122,6 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
-    """What `run` returns in a process of its own."""
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, check=True, env=environment)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", type=Path, help="a clone of the authors' repository")
@@ -138,6 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="measured ones, after one to warm up")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    add_products(parser)
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.system:
@@ -150,7 +144,10 @@ def main() -> None:
             timed = measured([*sys.argv, "--system", name], os.environ)
             held = measured([*sys.argv, "--system", name, "--steps", "0"], os.environ | RETURN_MEMORY)
             runs.append(timed | {"mib": held["mib"]})
-    print(f"{options.layers} layers, {options.batch} x {options.length} nucleotides, {options.threads} thread(s), fp32")
+    print(
+        f"{options.layers} layers, {options.batch} x {options.length} nucleotides, {options.threads} thread(s), fp32 "
+        f"products by {products_of(options)}"
+    )
     base = {key: statistics.median(r[key] for r in results["plain"]) for key in ("cpu", "wall", "mib")}
     for name, runs in results.items():
         cpu, wall, mib = (statistics.median(r[key] for r in runs) for key in ("cpu", "wall", "mib"))

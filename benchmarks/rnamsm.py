@@ -20,16 +20,15 @@ import math
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+from benchmarks.own_process import RETURN_MEMORY, add_products, measured, products_of  # noqa: E402
+
 SYSTEMS: dict[str, dict[str, Any]] = {"einsum": {}, "ours": {}, "ours, checkpointing": {"checkpointing": True}}
 
 
@@ -85,6 +84,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from models.rnamsm import ANSWERS, RNAMSM, RNAMSMConfig, flops
 
     torch.set_num_threads(options.threads)
+    products_of(options)
     torch.manual_seed(0)
     sizes = {"layers": options.layers, "width": options.width, "heads": options.width // 64, "ffn": 4 * options.width}
     dropouts = {"attention_dropout": options.dropout, "residual_dropout": options.dropout}
@@ -131,13 +131,6 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
-    """What `run` returns in a process of its own."""
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, check=True, env=environment)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=162)
@@ -146,9 +139,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="64 per head, feed-forward four times as wide")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast, in all systems")
-    parser.add_argument("--steps", type=int, default=1, help="measured ones, after one to warm up")
+    parser.add_argument("--steps", type=int, default=2, help="measured ones, after one to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    add_products(parser)
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.system:
@@ -165,7 +159,8 @@ def main() -> None:
             runs.append(timed | {"mib": held["mib"]})
     print(
         f"{options.layers} layers, width {options.width}, {options.rows} rows x {options.columns} columns, dropout "
-        f"{options.dropout}, {options.threads} thread(s), {options.precision}, {options.rounds} rounds"
+        f"{options.dropout}, {options.threads} thread(s), {options.precision}, fp32 products by "
+        f"{products_of(options)}, {options.rounds} rounds"
     )
     for name, runs in results.items():
         cpu, wall, mib = (statistics.median(r[key] for r in runs) for key in ("cpu", "wall", "mib"))

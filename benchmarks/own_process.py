@@ -1,0 +1,37 @@
+"""What benchmarks that compare training steps share: runs in processes of their own, and who multiplies matrices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+# For runs that measure memory: glibc returns every large block at once.
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
+    """What a benchmark's `run` returns in a process of its own."""
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, check=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def add_products(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--products",
+        choices=("chosen", "mkl"),
+        default="chosen",
+        help="what multiplies fp32 matrices, in all systems: what training chooses on this processor, or MKL",
+    )
+
+
+def products_of(options: argparse.Namespace) -> str:
+    """What multiplies fp32 matrices in this process from now on."""
+    from pretrain.products import choose_products, products_by
+
+    if options.products == "chosen":
+        choose_products()
+    return products_by()
