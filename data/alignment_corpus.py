@@ -61,7 +61,7 @@ def prepare_alignments(config: AlignmentConfig, progress: Progress = silent) -> 
             held_out, told = choose(config, entries)
             shards = _write(config, entries, held_out, spool, built, progress)
             with open(built / INDEX, "wb") as file:
-                np.savez(file, **alignment_index(shards))
+                np.savez(file, allow_pickle=False, **alignment_index(shards))
             sync_file(built / INDEX)
             write_durably(built / MANIFEST, sealed(_described(config, tallies, entries, held_out, shards, told, built)))
             mark_finished(built)

@@ -106,6 +106,7 @@ def assemble(
     totals = [SplitTotals(len(tallies)) for _ in SPLITS]
     writers = [ShardWriter(built, split, config.shard_megabytes * 10**6) for split in SPLITS]
     duplicates = [DuplicateWriter(built, split) for split in SPLITS]
+    opened: list[ShardWriter | DuplicateWriter] = [*writers, *duplicates]
     try:
         for number in range(buckets.count):
             bucket = buckets.read(number)
@@ -134,17 +135,18 @@ def assemble(
         for table in duplicates:
             table.close()
     finally:
-        for closing in (*writers, *duplicates):
+        for closing in opened:
             closing.abandon()
     for array in (lengths, sources):
         array.flush()
     if len(tallies) == 1:
         (built / SOURCES).unlink()
     with open(built / INDEX, "wb") as file:
-        np.savez(file, **block_table(shards))
+        np.savez(file, allow_pickle=False, **block_table(shards))
     if clustered:
+        pointers = {split: total.pointers() for split, total in zip(SPLITS, totals, strict=True)}
         with open(built / CLUSTERS, "wb") as file:
-            np.savez(file, **{split: total.pointers() for split, total in zip(SPLITS, totals, strict=True)})
+            np.savez(file, allow_pickle=False, **pointers)
     for name in (INDEX, CLUSTERS, CLUSTERING, EXCLUDED):
         if (built / name).exists():
             sync_file(built / name)

@@ -81,7 +81,7 @@ def linclust_arguments(config: PrepareConfig) -> list[str]:
 def _run_linclust(config: PrepareConfig, sequences: HashOrder) -> U32:
     """uint32 [count] number of each sequence's representative."""
     folder = Path(tempfile.mkdtemp(prefix="linclust-", dir=sequences.folder))
-    arguments = [sequences.fasta, folder / "out", folder / "tmp", *linclust_arguments(config)]
+    arguments: list[str | Path] = [sequences.fasta, folder / "out", folder / "tmp", *linclust_arguments(config)]
     arguments += ["--threads", str(config.thread_count), "--dbtype", "2"]
     mmseqs.run(config.mmseqs, ["easy-linclust", *arguments], folder / "log")
     representative = sequences.new("representative", np.uint32, int(_NONE))

@@ -21,7 +21,7 @@ from typing import Any
 
 from data.assemble import Plan, assemble, plan_by_key
 from data.buckets import GROUPED_ROW, Buckets, bucket_count
-from data.formats.fasta import CHUNK_BYTES
+from data.formats.text import CHUNK_BYTES
 from data.manifest import CLUSTERING, EXCLUDED, read_manifest
 from data.mmseqs import find_program
 from data.prepare_config import PrepareConfig, check, identity_key, source_files

@@ -124,7 +124,7 @@ def _similar(
     target.write_bytes(b"".join([b">%d\n%b\n" % (i, one) for i, one in enumerate(letters) if len(one) >= _SPAN]))
     if not target.stat().st_size:
         return np.empty(0, dtype=HIT)
-    arguments = [sequences.fasta, target, folder / "hits", folder / "tmp", *_SEARCH]
+    arguments: list[str | Path] = [sequences.fasta, target, folder / "hits", folder / "tmp", *_SEARCH]
     arguments += ["--min-seq-id", f"{entry.identity:g}", "--format-output", _COLUMNS]
     mmseqs.run(config.mmseqs, ["easy-search", *arguments, "--threads", str(config.thread_count)], folder / "log")
     found = [np.empty(0, dtype=HIT)]

@@ -127,10 +127,10 @@ class Normaliser:
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         verdict = np.zeros(len(sequences), dtype=np.uint8)
         if special.size:
-            record = np.searchsorted(np.cumsum(lengths + 1), special, side="right")
+            records = np.searchsorted(np.cumsum(lengths + 1), special, side="right")
             for kind in (INOSINES, AMBIGUOUS, OTHER):  # the last one written is the reason reported
                 if self.rules[kind] == "drop":
-                    verdict[record[kinds[special] == kind]] = DROPPED[_KIND_NAMES[kind]]
+                    verdict[records[kinds[special] == kind]] = DROPPED[_KIND_NAMES[kind]]
         verdict[lengths == 0] = DROPPED["empty"]
         return Normalised(sequences, lengths, verdict, changes)
 

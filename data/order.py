@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from data.errors import DataError
 from data.share import Share
 
 I64: TypeAlias = npt.NDArray[np.int64]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 WINDOW = 262_144
 
@@ -164,7 +166,7 @@ def _runs(units: int, size: int = 1024) -> I64:
     return np.diff(np.append(np.arange(0, units, size), units)).astype(np.int64)
 
 
-def _remember(cache: OrderedDict, key: object, value: object, most: int = 3) -> None:  # type: ignore[type-arg]
+def _remember(cache: OrderedDict[Key, Value], key: Key, value: Value, most: int = 3) -> None:
     """Keep the newest few: a step needs at most the last window of an epoch and the first ones of the next."""
     cache[key] = value
     while len(cache) > most:

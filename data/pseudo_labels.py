@@ -193,10 +193,10 @@ def _write(
     for array in (lengths, ratios, libraries):
         array.flush()
     with open(built / INDEX, "wb") as file:
-        np.savez(file, **block_table(shards))
+        np.savez(file, allow_pickle=False, **block_table(shards))
     if source.clusters is not None:
         with open(built / CLUSTERS, "wb") as file:
-            np.savez(file, **{split: total.pointers() for split, total in totals.items()})
+            np.savez(file, allow_pickle=False, **{split: total.pointers() for split, total in totals.items()})
     for path in built.iterdir():
         if path.suffix != ".tar":
             sync_file(path)

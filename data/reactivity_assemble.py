@@ -157,10 +157,11 @@ def assemble(
     for array in (lengths, ratios, library_of):
         array.flush()
     with open(built / INDEX, "wb") as file:
-        np.savez(file, **block_table(shards))
+        np.savez(file, allow_pickle=False, **block_table(shards))
     if clusters:
+        pointers = {split: total.pointers() for split, total in zip(SPLITS, totals, strict=True)}
         with open(built / CLUSTERS, "wb") as file:
-            np.savez(file, **{split: total.pointers() for split, total in zip(SPLITS, totals, strict=True)})
+            np.savez(file, allow_pickle=False, **pointers)
     for path in built.iterdir():
         if path.suffix != ".tar":
             sync_file(path)

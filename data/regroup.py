@@ -18,7 +18,7 @@ import numpy.typing as npt
 from data.buckets import GROUPED_ROW, ROW, Buckets, BucketWriter, order_keys
 from data.clusters import find_clusters, write_clustering
 from data.hash_order import HashOrder, Numbered, number_sequences
-from data.leaks import TABLE_HEADER, Leaks, find_leaks
+from data.leaks import HIT, TABLE_HEADER, Leaks, find_leaks
 from data.manifest import CLUSTERING, EXCLUDED
 from data.prepare_config import PrepareConfig
 from data.publish import write_durably
@@ -47,7 +47,7 @@ def regroup(
     told: dict[str, Any] = {}
     first, told["clusters"] = _clustered(config, sequences, folder, progress)
     dropped = sequences.new("dropped", np.uint8)
-    leaks = Leaks(np.empty(0), [], [])
+    leaks = Leaks(np.empty(0, dtype=HIT), [], [])
     if config.exclude:
         progress("searching benchmarks", 0, 1)
         leaks = find_leaks(config, sequences)

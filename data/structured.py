@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -174,7 +174,7 @@ def _with_whole_lists(schema: Any, config: Any, layer: Any, origin: str, prefix:
                         f"{key}[{number}].{near}"
                     )
         if OmegaConf.is_dict(part):
-            whole = [OmegaConf.to_container(old, resolve=False) for old in config[name]]
+            whole = [cast(dict[str, Any], OmegaConf.to_container(old, resolve=False)) for old in config[name]]
             for number, given in entries.items():
                 whole[number].update(given)
             layer = OmegaConf.merge(OmegaConf.masked_copy(layer, [k for k in layer if k != name]), {name: whole})
@@ -186,9 +186,9 @@ def _dataclass_lists(schema: Any) -> dict[str, type]:
     found = {}
     hints = typing.get_type_hints(schema if isinstance(schema, type) else type(schema))
     for name, hint in hints.items():
-        arguments = typing.get_args(hint)
-        if typing.get_origin(hint) is list and arguments and dataclasses.is_dataclass(arguments[0]):
-            found[name] = arguments[0]
+        entry = next(iter(typing.get_args(hint)), None)
+        if typing.get_origin(hint) is list and isinstance(entry, type) and dataclasses.is_dataclass(entry):
+            found[name] = entry
     return found
 
 

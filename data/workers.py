@@ -176,8 +176,9 @@ class ParserPool:
     @staticmethod
     def _death(process: subprocess.Popen[bytes], error: Exception) -> Exception:
         """A worker that died: what it said last, if it said anything; otherwise how it ended."""
+        assert process.stdout is not None
         try:
-            ParserPool._answer(process.stdout)  # type: ignore[arg-type]
+            ParserPool._answer(process.stdout)
         except DataError as told:
             return told
         except (OSError, ValueError, EOFError):

@@ -28,8 +28,9 @@ def motifs_command(arguments: Sequence[str]) -> None:
     from data.motif_mining import mine_enriched
 
     corpus = Corpus.open(parsed.corpus, "train")
-    options = {"k": "{}-{}".format(*parsed.k), "order": parsed.order, "top": parsed.top, "least": parsed.least}
-    mined = mine_enriched(corpus, *parsed.k, parsed.top, parsed.order, parsed.least, parsed.sequences)
+    shortest, longest = parsed.k
+    options = {"k": f"{shortest}-{longest}", "order": parsed.order, "top": parsed.top, "least": parsed.least}
+    mined = mine_enriched(corpus, shortest, longest, parsed.top, parsed.order, parsed.least, parsed.sequences)
     _write(parsed.to, mined, corpus, "z", options, "objective.motif.mined")
 
 
@@ -43,8 +44,9 @@ def npmi_command(arguments: Sequence[str]) -> None:
     from data.motif_mining import mine_npmi
 
     corpus = Corpus.open(parsed.corpus, "train")
-    options = {"k": "{}-{}".format(*parsed.k), "top": parsed.top, "least": parsed.least}
-    mined = mine_npmi(corpus, *parsed.k, parsed.top, parsed.least, parsed.sequences)
+    shortest, longest = parsed.k
+    options = {"k": f"{shortest}-{longest}", "top": parsed.top, "least": parsed.least}
+    mined = mine_npmi(corpus, shortest, longest, parsed.top, parsed.least, parsed.sequences)
     _write(parsed.to, mined, corpus, "npmi", options, "objective.npmi.files")
 
 

@@ -157,7 +157,7 @@ class Engine:
         group, offset, size = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
         flat = self.optimizer.fp32_partitioned_groups_flat[group]
         start = size * self.world.rank
-        real = min(size, parameter.ds_numel - start)
+        real = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]  # DeepSpeed's own
         if real > 0:
             states = {kind: self.base.state[flat][kind].narrow(0, offset, real) for kind in self.kinds}
             yield Fragment(name, start, flat.data.narrow(0, offset, real), states)

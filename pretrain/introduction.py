@@ -105,7 +105,7 @@ def introduce_stage(console: Console, tracker: Tracker | None, world: World, sta
         return
     for corpus, (name, validation) in zip(mixture.corpora, stage.data.validations.items(), strict=False):
         measure = partial(validation.references, corpus)
-        references = world.together(measure if world.first else dict)
+        references: dict[str, Any] = world.together(measure if world.first else dict)
         if tracker is None:
             continue
         if step == stage.start:

@@ -227,7 +227,7 @@ def _stage(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumpti
             refused = "bf16 weights need ZeRO stage 1 or more"
         most = None if refused else _largest(samples, model, held, room, shapes)
         block = kept / own.model.layers
-        peaks = [held.peak(activations, block * own.model.checkpointing), held.peak(kept), held.peak(recomputed, block)]
+        peaks = (held.peak(activations, block * own.model.checkpointing), held.peak(kept), held.peak(recomputed, block))
         zero.append(ZeroStage(stage, refused, held, *peaks, fits=not refused and peaks[0] <= room, largest=most))
     return StagePlan(
         samples.stage,

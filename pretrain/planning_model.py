@@ -101,5 +101,5 @@ class ModelCost:
         if self.kind == "alignments":
             return max(self.activations(shape[None], checkpointing) for shape in different)
         counts = budget // reactivity_cost(different[:, 1])
-        alike = [np.repeat(shape[None], n, axis=0) for shape, n in zip(different, counts.tolist(), strict=True) if n]
-        return max((self.activations(batch, checkpointing) for batch in alike), default=0)
+        batches = [np.repeat(shape[None], n, axis=0) for shape, n in zip(different, counts.tolist(), strict=True) if n]
+        return max((self.activations(batch, checkpointing) for batch in batches), default=0)

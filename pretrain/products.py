@@ -15,21 +15,22 @@ import torch
 CPU = Path("/proc/cpuinfo")
 # Relative to the largest. In fp32 a product of 512 terms is wrong by less than 1e-6, with factors in bfloat16 by 1e-3.
 ROUNDING = 1e-5
+_ONEDNN = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # of an object that takes the module's place
 
 
 def choose_products() -> None:
     """From now on, in this process."""
     if not _suits_onednn(CPU.read_text() if CPU.is_file() else ""):
         return
-    allowed, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
-    allowed.fp32_precision = "bf16"
+    before = _ONEDNN.fp32_precision
+    _ONEDNN.fp32_precision = "bf16"
     if _error() > ROUNDING:
-        allowed.fp32_precision = before
+        _ONEDNN.fp32_precision = before
 
 
 def products_by() -> str:
     """ "oneDNN" or "MKL": what multiplies fp32 matrices here. fp64 is MKL's, other precisions oneDNN's."""
-    return "oneDNN" if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else "MKL"
+    return "oneDNN" if _ONEDNN.fp32_precision == "bf16" else "MKL"
 
 
 def device_at_hand() -> torch.device:

@@ -119,11 +119,7 @@ def centralise_gradients(model: nn.Module) -> list[RemovableHandle]:
     gradient clipping, which comes later, then sees the norm of the centralised gradients (the authors' code clips
     before). Returns the handles that remove it again.
     """
-    return [
-        p.register_hook(_centralised)  # type: ignore[no-untyped-call]
-        for p in model.parameters()
-        if p.requires_grad and p.dim() > 1
-    ]
+    return [p.register_hook(_centralised) for p in model.parameters() if p.requires_grad and p.dim() > 1]
 
 
 def _centralised(gradient: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def _problem(recipe: Recipe) -> str | None:
 
 
 def _without(layer: DictConfig, *sections: str) -> DictConfig:
-    return OmegaConf.masked_copy(layer, [key for key in layer if key not in sections])
+    kept = [key for key in layer if key not in sections]
+    return OmegaConf.masked_copy(layer, kept)  # type: ignore[arg-type]  # keys need not be str for it
 
 
 def _section(layers: Sequence[tuple[str, DictConfig]], section: str) -> list[tuple[str, DictConfig]]:

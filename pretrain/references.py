@@ -22,6 +22,7 @@ from data.synthetic import SyntheticCorpus, SyntheticSequence, parse_accession
 from data.synthetic_bound import MASKED, MaskRates, oracle_loss
 from data.synthetic_family import PRESETS
 from pretrain.objectives.masked import perplexity
+from pretrain.objectives.mlm import MLM
 from pretrain.validation import Validation
 
 FIT_NUCLEOTIDES = 50_000_000  # enough for 64 probabilities; a corpus is shuffled, so its beginning is a sample
@@ -71,10 +72,11 @@ def _scored(
 
 def _generator_bound(validation: Validation) -> dict[str, float] | None:
     """None unless every validation sequence is synthetic and whole, and the masking is the one the bound is for."""
-    config = validation.objective.config
-    if config.name != "mlm":  # the bound is for tokens that are selected one by one
+    objective = validation.objective
+    if not isinstance(objective, MLM):  # the bound is for tokens that are selected one by one
         return None
-    if not isinstance(validation.objective.alphabet, Alphabet):
+    config = objective.config
+    if not isinstance(objective.alphabet, Alphabet):
         return None
     if not config.random_differs or set(config.random_letters) not in (set("ACGU"), set("ACGT")):
         return None

@@ -125,5 +125,12 @@ def _mark_stages(axes: Axes, training: list[Record]) -> None:
         if stage and stage != before.get("stage"):
             at = before.get("step", 0)
             axes.axvline(at, color="grey", linewidth=0.8)
-            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (3, -10)}
-            axes.annotate(stage, (at, 1.0), color="grey", fontsize=8, **place)
+            axes.annotate(
+                stage,
+                (at, 1.0),
+                xytext=(3, -10),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color="grey",
+                fontsize=8,
+            )

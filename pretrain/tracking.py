@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from data.secrets import masked_content
 from pretrain.config import TrackingConfig
@@ -64,7 +64,7 @@ class Tracker:
                 name=run_name,
                 id=self.ids["wandb"],
                 resume="allow",
-                mode=config.wandb,
+                mode=cast(Literal["offline", "online"], config.wandb),  # checked with the recipe
                 dir=str(directory),
                 config=dict(recipe),
             )

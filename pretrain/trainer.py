@@ -247,8 +247,8 @@ class Trainer:
             "saved %s: %.3g GB in %.1f s; training waited %s", saved.path, saved.bytes / 1e9, saved.seconds, waited
         )
         record = {"complete_at_step": self.progress.step, "bytes": saved.bytes, "seconds": saved.seconds}
-        record |= {"waited_seconds": saved.held_up, "waited_steps": saved.held_up / step if step else None}
-        self.tracker.write("checkpoint", saved.step, record)
+        waiting = {"waited_seconds": saved.held_up, "waited_steps": saved.held_up / step if step else None}
+        self.tracker.write("checkpoint", saved.step, record | waiting)
 
     @contextlib.contextmanager
     def _not_training(self, what: str) -> Iterator[None]:
@@ -272,9 +272,10 @@ class Trainer:
                     return False
                 reports[name] = report | labels_of(self.stage, name)
         self.validated_step = self.progress.step
-        for report in reports.values() if self.tracker else ():
-            self.tracker.write("validation", self.progress.step, report)
-            self.console.validation(self.progress.step, report)
+        if self.tracker is not None:
+            for report in reports.values():
+                self.tracker.write("validation", self.progress.step, report)
+                self.console.validation(self.progress.step, report)
         return True
 
     def _validating(self, problem: Exception | None) -> bool:

@@ -23,6 +23,7 @@ from data.index import Corpus
 from data.loader import Moment
 from pretrain.distributed import USER_ERRORS, World
 from pretrain.engine import Engine
+from pretrain.objectives.intervals import Intervals
 from pretrain.objectives.masked import MaskedBatch, MaskedObjective, perplexity
 
 # All ranks together, before each micro-batch: fails on all where one has a problem; True to stop (`World.meet`).
@@ -110,7 +111,7 @@ class Validation(HeldOut):
         self.types = corpus.types(self.ids)
         self.rows = len(corpus.type_names)
         self.ranking: HeldOut | None = None
-        if getattr(objective, "asks_types", False):
+        if isinstance(objective, Intervals) and objective.asks_types:
             from pretrain.validation_types import TypeRanking  # which needs this module
 
             self.ranking = TypeRanking(corpus, objective, sequences, budget)

@@ -9,7 +9,7 @@ It does not look at letters, except to refuse a protein file: that is `data.norm
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def record_starts(text: bytes) -> npt.NDArray[np.int64]:
 
 def read_texts(
     path: str | Path, chunk_bytes: int = CHUNK_BYTES, on_raw: Callable[[bytes], object] | None = None
-) -> Iterator[FastaText]:
+) -> Generator[FastaText, None, None]:
     """A FASTA or FASTA.gz file in order, in pieces of about ``chunk_bytes`` that hold whole records, not yet parsed.
 
     ``on_raw`` receives every raw byte string as it is read, from the reading thread: for a hash or a progress bar.
@@ -86,7 +86,7 @@ def read_fasta(
     path: str | Path, chunk_bytes: int = CHUNK_BYTES, on_raw: Callable[[bytes], object] | None = None
 ) -> Iterator[FastaRecords]:
     """The records of a FASTA or FASTA.gz file in order, in batches: `read_texts`, parsed."""
-    with contextlib.closing(read_texts(path, chunk_bytes, on_raw)) as texts:  # type: ignore[type-var]
+    with contextlib.closing(read_texts(path, chunk_bytes, on_raw)) as texts:
         for text in texts:
             yield text.parse()
 

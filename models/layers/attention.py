@@ -15,7 +15,9 @@ Nothing outside this file knows which kernel runs.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:  # an optional package: without it the other kernels serve
     flash_attn_varlen_func = None
-varlen_attn = None
+varlen_attn: Callable[..., Tensor | tuple[Tensor, Tensor]] | None = None
 if torch.backends.cuda.is_built():  # for CPU alone, torch.compile's tracer need not be imported: half of a start's time
     with contextlib.suppress(ImportError):
         from torch.nn.attention.varlen import varlen_attn  # torch 2.11 and later
@@ -60,7 +62,9 @@ def attention(
     if name == "flash":
         return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p=dropout)
     if name == "varlen":
-        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        assert varlen_attn is not None
+        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        return cast(Tensor, out)  # a pair only where more than the output is asked for
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         return _sdpa_in_groups(q, k, v, cu_seqlens, max_seqlen, dropout)
     return _sdpa(q, k, v, cu_seqlens, max_seqlen, dropout)

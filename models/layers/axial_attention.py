@@ -16,7 +16,7 @@ what `projections.py` says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -184,7 +184,7 @@ class ColumnAttention(_Attention):
         for piece in self._pieces(columns, batch * rows):
             x_BNRd = x_BRLd[:, :, piece].transpose(1, 2)
             real = None if is_real is None else is_real[:, :, piece]
-            context = self._attended(*self._project(self._normed(x_BNRd)).unbind(-3), real)
+            context = self._attended(self._project(self._normed(x_BNRd)).unbind(-3), real)
             x_BNRd += self._out(context)
         return x_BRLd if chosen_M is None else x_BRLd.flatten(0, 2).index_select(0, chosen_M)
 
@@ -193,14 +193,15 @@ class ColumnAttention(_Attention):
         kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
         if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
             x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
-            context = padded_attention(*(x.flatten(0, 1) for x in (q, k, v)), None, dropout)
+            context = padded_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, dropout)
             return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN, chosen_M)
         x_BRLd, q, k, v = self._heads(x_BRLd, TOKENS_BY_COLUMN)
-        context = self._attended(q, k, v, is_real)
+        context = self._attended((q, k, v), is_real)
         return self._add(x_BRLd, context, TOKENS_BY_COLUMN, chosen_M)
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor, is_real: Tensor | None) -> Tensor:
+    def _attended(self, qkv: Iterable[Tensor], is_real: Tensor | None) -> Tensor:
         """[B, L, R, H, D] x 3 -> [B, L, R, H, D]"""
+        q, k, v = qkv
         batch, columns, rows = v.shape[:3]
         if rows == 1:
             # A softmax over one row is 1: the values themselves, and no dropout of that 1 (spec 1.1). Queries and keys
@@ -209,15 +210,16 @@ class ColumnAttention(_Attention):
         tokens = [x.flatten(0, 2) for x in (q, k, v)]
         if is_real is None:
             cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=v.device)
-            return self._attend(*tokens, cu, rows).view(v.shape)
+            return self._attend(tokens, cu, rows).view(v.shape)
         real_NR = is_real.transpose(1, 2).reshape(-1, rows)
         lengths = real_NR.sum(-1)
         cu = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
         place = real_NR.flatten().nonzero().squeeze(-1)
-        attended = self._attend(*(x.index_select(0, place) for x in tokens), cu, rows)
+        attended = self._attend((x.index_select(0, place) for x in tokens), cu, rows)
         return attended.new_zeros(tokens[2].shape).index_copy(0, place, attended).view(v.shape)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int) -> Tensor:
+    def _attend(self, qkv: Iterable[Tensor], cu: Tensor, longest: int) -> Tensor:
+        q, k, v = qkv
         dropout = self.attention_dropout if self.training else 0.0
         return attention(q, k, v, cu, longest, dropout=dropout, kernel=self.kernel)
 

@@ -88,7 +88,8 @@ class _FeedForward(torch.autograd.Function):
                 h_Td, *statistics = normed(x_Nd[piece], *norm)
                 up_total.add_product(grad_u_Tf, h_Td.to(ctx.dtype))
                 through, *of_norm = through_norm(torch.mm(grad_u_Tf, up), x_Nd[piece], statistics, *norm)
-                norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
+                norm_total.add(of_norm[0])
+                norm_bias_total.add(of_norm[1])
                 torch.add(grad_Nd[piece], through, out=grad_x_Nd[piece])
         totals = (norm_total, norm_bias_total, up_total, up_bias_total, down_total, down_bias_total)
         return grad_x_Nd.view(x.shape), *(total.result() for total in totals), None, None

@@ -37,7 +37,7 @@ class _PairwiseForm(Linear):
     one more column of u, beside ones in x: adding it to the product would be another pass over z.
     """
 
-    def forward(self, x_BLc: Tensor, z_BLLp: Tensor) -> Tensor:
+    def forward(self, x_BLc: Tensor, z_BLLp: Tensor) -> Tensor:  # type: ignore[override]
         batch, length, outer = x_BLc.shape
         pair = self.out_features
         weight_cpd = self.weight.view(pair, outer, outer).permute(1, 0, 2).reshape(outer, pair * outer)
@@ -58,7 +58,7 @@ class RelativePosition(Linear):
         super().__init__(2 * reach + 1, pair)
         self.reach = reach
 
-    def forward(self, length: int) -> Tensor:
+    def forward(self, length: int) -> Tensor:  # type: ignore[override]
         place = torch.arange(length, device=self.weight.device)
         offset = (place[:, None] - place[None, :]).clamp(-self.reach, self.reach) + self.reach
         return F.embedding(offset, self.weight.mT + self.bias)

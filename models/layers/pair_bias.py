@@ -56,7 +56,8 @@ class _PairBias(torch.autograd.Function):
                 weight_total.add_product(grad_Th, x.to(ctx.dtype))
                 grad_x = torch.mm(grad_Th, weight.to(ctx.dtype))
                 through, *of_norm = through_norm(grad_x, wide_Tp, statistics, *norm)
-                norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
+                norm_total.add(of_norm[0])
+                norm_bias_total.add(of_norm[1])
                 if beside_Np is None:
                     grad_z_Np[piece] = through
                 else:

@@ -78,6 +78,7 @@ class _Transition(torch.autograd.Function):
                 up_total.add_product(grad_Tf, x_Tp)
                 up_bias_total.add_rows(grad_Tf)
                 through, *of_norm = through_norm(torch.mm(grad_Tf, up), wide_Tp, statistics, *norm)
-                norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
+                norm_total.add(of_norm[0])
+                norm_bias_total.add(of_norm[1])
                 torch.add(grad_Np[piece], through, out=grad_z_Np[piece])
         return grad_z, *(total.result() for total in totals), None

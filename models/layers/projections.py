@@ -96,11 +96,11 @@ class _NormedHeads(torch.autograd.Function):
                 total.add_product(grad_Tn, h.to(ctx.dtype).flatten(0, -2))
                 grad_h = torch.mm(grad_Tn, weight).view(h.shape)
                 through, *of_norm = through_norm(grad_h, x[part], statistics, *norm)
-                norm_total.add(of_norm[0]), norm_bias_total.add(of_norm[1])
+                norm_total.add(of_norm[0])
+                norm_bias_total.add(of_norm[1])
                 torch.add(grad_beside[part], through, out=grad_x[part])
-        found = (norm_total.result(), norm_bias_total.result())
-        found += tuple(_scaled(t.sum, ctx.scale).to(t.dtype) for t in (total, bias_total))
-        return grad_x, *found, None, None, None, None
+        found = (_scaled(t.sum, ctx.scale).to(t.dtype) for t in (total, bias_total))
+        return grad_x, norm_total.result(), norm_bias_total.result(), *found, None, None, None, None
 
 
 class _AddHeads(torch.autograd.Function):

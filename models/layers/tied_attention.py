@@ -65,6 +65,7 @@ class _TiedAttention(torch.autograd.Function):
                     _mix(grad[b], _used(probs[b], kept_b, ctx.scale, v.dtype), found[b, 2])
                     used = _used(torch.bmm(grad[b].mT, v).to(probs.dtype), kept_b, ctx.scale, probs.dtype)
                     through = used if through is None else through + used
+                assert through is not None  # one of the two gradients is there
                 grad_scores = torch._softmax_backward_data(through, probs[b], -1, probs.dtype).to(q.dtype)
                 _mix(k, grad_scores.mT, found[b, 0])
                 _mix(q, grad_scores, found[b, 1])

@@ -233,7 +233,8 @@ class _Group:
         of_proj.add_product(grad_gate, x_Tp, gate_rows)
         of_proj_bias.add_rows(grad_gate, gate_rows)
         through, *rest = through_norm(grad_gated.mul_(gate_Tp), o_Tp, statistics, w.out_norm, w.out_norm_bias)
-        of_norm.add(rest[0]), of_norm_bias.add(rest[1])
+        of_norm.add(rest[0])
+        of_norm_bias.add(rest[1])
         _channels_first(grad_o, piece).copy_(through.t())
         grad_x_Tp = grad_x[piece].flatten(0, 2)
         if grad_x.dtype == dtype:
@@ -259,7 +260,8 @@ class _Group:
         of_proj_bias.add_rows(grad_parts_cT.t(), front)
         grad_Tp = torch.addmm(grad_x[piece].flatten(0, 2).to(x_Tp.dtype), grad_parts_cT.t(), w.proj[front])
         through, *rest = through_norm(grad_Tp, z_Tp, statistics, w.norm, w.norm_bias)
-        of_norm.add(rest[0]), of_norm_bias.add(rest[1])
+        of_norm.add(rest[0])
+        of_norm_bias.add(rest[1])
         return through
 
     def _pieces(self, w: Weights) -> Iterator[Piece]:
@@ -297,5 +299,5 @@ class _Group:
 
 def _channels_first(x_cGLL: Tensor, piece: Piece) -> Tensor:
     """[c, T], a view."""
-    part = x_cGLL[(slice(None), *piece)]
+    part = x_cGLL[:, piece[0], piece[1]]
     return part.view(len(part), part.shape[1:].numel())

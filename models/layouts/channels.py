@@ -50,7 +50,7 @@ def as_published(
     if not channels:
         return state
     order = published_order(channels)
-    if order not in orders:
+    if order is None or order not in orders:
         told = " or ".join(", ".join(one) for one in orders)
         raise ModelError(
             f"this layout is for models that predict {told}, but this one predicts {', '.join(channels)}; release it "

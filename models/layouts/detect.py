@@ -61,5 +61,4 @@ def channels_of(path: Path | str, name: str, config: Any) -> tuple[str, ...] | N
     path = Path(path)
     if path.is_dir() and read_json(path / "config.json").get("model_type") == own.MODEL_TYPE:
         return own.channels(path)
-    found: tuple[str, ...] | None = LAYOUTS[name].channels(config)  # type: ignore[attr-defined]
-    return found
+    return LAYOUTS[name].channels(config)

@@ -36,15 +36,15 @@ def read_config(path: Path) -> RNAMSMConfig:
     for key, value in always.items():
         if content.get(key, value) != value:
             raise ModelError(f"{path}: {key} is {content[key]!r}, but RNA-MSM always has {value!r}")
-    numbers: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
         value = content.get(theirs, MAX_ROWS if ours == "max_positions" else None)
         if not isinstance(value, int):
             raise ModelError(f"{path}: {theirs} must be a whole number, not {value!r}")
-        numbers[ours] = value
+        found[ours] = value
     dropouts = {"attention_dropout": "attention_dropout", "residual_dropout": "hidden_dropout"}
-    given = {ours: float(content[theirs]) for ours, theirs in dropouts.items() if theirs in content}
-    return RNAMSMConfig(**numbers, **given)
+    found |= {ours: float(content[theirs]) for ours, theirs in dropouts.items() if theirs in content}
+    return RNAMSMConfig(**found)
 
 
 def write_config(config: RNAMSMConfig, tokens: int) -> dict[str, Any]:

@@ -56,7 +56,6 @@ class MaskedObjective(ABC):
     """Made of a vocabulary; subclasses add `token_lengths`, `read` and `collate`."""
 
     kind = "sequences"  # of corpora
-    data_fingerprint = ""  # of what it trains on besides the corpus
     one_per_micro_batch = False
 
     def __init__(self, alphabet: Tokenizer):
@@ -64,6 +63,11 @@ class MaskedObjective(ABC):
         self.nucleotide_ids = np.concatenate([alphabet.encode(letter) for letter in NUCLEOTIDES]).astype(np.int64)
         self._widths = widths(alphabet)
         self._mask_id = alphabet.ids[alphabet.mask]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Identifies what it trains on besides the corpus; empty without any."""
+        return ""
 
     def plain(self, letters: list[npt.NDArray[np.uint8]]) -> Any:
         """Samples, as `collate` takes them, that are sequences and nothing else."""
