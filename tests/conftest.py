@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def synthetic_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare(config)
     return directory / "corpus"
+
+
+@pytest.fixture(autouse=True)
+def products_as_before() -> Iterator[None]:
+    """Commands run in this process may choose another library for fp32 products (pretrain/products.py)."""
+    import torch
+
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    yield
+    matmul.fp32_precision = before
 
 
 REPORTS = {  # property of a test -> title and head of the table that its values are the rows of

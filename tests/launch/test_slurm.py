@@ -130,8 +130,14 @@ def base(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.mark.slow
-@BY_NAME
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [
+        pytest.param(script, number, marks=() if first == (number == signal.SIGUSR1) else pytest.mark.soak)
+        for script, first in zip(SCRIPTS, (True, False), strict=True)
+        for number in (signal.SIGUSR1, signal.SIGTERM)
+    ],
+)
 def test_a_signal_to_the_batch_script_reaches_the_ranks_which_save(base, tmp_path, script, number) -> None:
     """Then the requeued job continues, here on one rank fewer, to the losses of a run that was never stopped."""
     name = f"{script.stem}-{number.name}"

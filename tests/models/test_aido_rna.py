@@ -249,10 +249,11 @@ def test_registry():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiles_for_any_length(pack, kind):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiles_for_any_length(pack, kind, backend):
     """One compiled function, three packings, forward and backward as in eager mode."""
     model, found = build(**kind), rows()
-    compiled = torch.compile(model, dynamic=True, fullgraph=True)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=backend)
     for some in (found, found[1:3], [*found, found[2]]):
         batch = pack(some)
         index = torch.arange(1, len(batch[0]), 4)

@@ -281,10 +281,11 @@ def test_registry():
 
 
 @pytest.mark.slow
-def test_compiles_for_a_shape():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiles_for_a_shape(backend):
     """One graph for a padded batch, forward and backward as in eager mode."""
     model = build(dataclasses.replace(SMALL, layers=2))
-    compiled = torch.compile(model, dynamic=False, fullgraph=True)
+    compiled = torch.compile(model, dynamic=False, fullgraph=True, backend=backend)
     tokens, is_real = batch()
     results = []
     for run in (model, compiled):

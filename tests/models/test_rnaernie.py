@@ -277,10 +277,11 @@ def test_checkpointing_keeps_one_block_and_the_inputs():
 
 
 @pytest.mark.slow
-def test_compiles_for_any_length(pack):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiles_for_any_length(pack, backend):
     """One compiled function, three packings, forward and backward as in eager mode."""
     model, sequences = small(), rows()
-    compiled = torch.compile(model, dynamic=True, fullgraph=True)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=backend)
     for batch_rows in (sequences, sequences[1:3], [*sequences, sequences[2]]):
         batch = pack(batch_rows)
         expected = model(*batch)

@@ -10,13 +10,6 @@ from pretrain import products
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
-
-
 @pytest.fixture
 def cpu(tmp_path, monkeypatch):
     """Make this machine look like another one."""

@@ -95,10 +95,10 @@ def kill(ranks: list, run: Path, moment: str, chance: random.Random) -> None:
     [
         pytest.param(2, "fp32", marks=pytest.mark.slow),
         pytest.param(0, "fp32", marks=pytest.mark.slow),
-        pytest.param(1, "bf16", marks=pytest.mark.slow),
-        pytest.param(2, "bf16", marks=pytest.mark.slow),
         pytest.param(3, "bf16", marks=pytest.mark.slow),
-        pytest.param(3, "fp32", marks=pytest.mark.slow),
+        pytest.param(1, "bf16", marks=pytest.mark.soak),
+        pytest.param(2, "bf16", marks=pytest.mark.soak),
+        pytest.param(3, "fp32", marks=pytest.mark.soak),
     ],
 )
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(command, whole, stage, precision) -> None:
@@ -190,7 +190,14 @@ def test_a_run_with_its_state_on_the_host_is_resumed(command) -> None:
     assert same_bits(last(run), last(reference))
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2, 3)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.soak),
+    ],
+)
 def test_slow_weights_are_resumed(command, stage) -> None:
     """Stopped at steps that are no multiple of lookahead's six."""
     keys = ["optimizer.name=ranger", f"deepspeed.zero_stage={stage}", "schedule.decay_steps=16"]

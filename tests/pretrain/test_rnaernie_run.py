@@ -126,15 +126,17 @@ def train(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def run(recipe_file: Path) -> Path:
-    """Trained on 2 ranks, killed in the second stage, and continued."""
+    """Trained on 2 ranks, killed in the second stage, and continued: steps done again have the losses that they had."""
     arguments, run = ["--config", str(recipe_file), "run.name=killed"], recipe_file.parent / "runs" / "killed"
     ranks = start(arguments, ranks=2)
     wait_for(lambda: logged_steps(run) >= STEPS["base"] + 40, timeout=PATIENCE)
     for rank in ranks:
         rank.kill()
     assert all(code != 0 for code, _, _ in finish(ranks))
-    assert STEPS["base"] < last(run).progress.step < STEPS["base"] + STEPS["span"]
+    before = losses(run)
+    assert STEPS["base"] < last(run).progress.step < len(before) < STEPS["base"] + STEPS["span"]
     train(arguments)
+    assert losses(run)[: len(before)] == before
     return run
 
 
@@ -152,6 +154,7 @@ def released(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
+@pytest.mark.soak  # for its seven hundred steps; test_stages.py kills small runs in their stages
 def test_a_run_killed_in_its_second_stage_equals_one_that_was_not(run: Path, recipe_file: Path) -> None:
     train(["--config", str(recipe_file), "run.name=whole"])
     whole = run.parent / "whole"
