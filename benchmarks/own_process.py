@@ -22,16 +22,16 @@ def measured(command: list[str], environment: Mapping[str, str]) -> dict[str, fl
 def add_products(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--products",
-        choices=("chosen", "mkl"),
-        default="chosen",
-        help="what multiplies fp32 matrices, in all systems: what training chooses on this processor, or MKL",
+        choices=("onednn", "mkl"),
+        default="mkl",
+        help="what multiplies fp32 matrices, in all systems; onednn: where training would choose it for a large model",
     )
 
 
 def products_of(options: argparse.Namespace) -> str:
     """What multiplies fp32 matrices in this process from now on."""
-    from pretrain.products import choose_products, products_by
+    from pretrain.products import LARGE, choose_products, products_by
 
-    if options.products == "chosen":
-        choose_products()
+    if options.products == "onednn":
+        choose_products(LARGE)
     return products_by()

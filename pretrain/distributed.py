@@ -22,7 +22,6 @@ import torch.distributed as dist
 from data.errors import DataError
 from models.errors import ModelError
 from pretrain.errors import PretrainError
-from pretrain.products import choose_products
 
 USER_ERRORS = (DataError, ModelError, PretrainError)
 T = TypeVar("T")
@@ -129,7 +128,6 @@ def start(threads: int | None, timeout_minutes: float = 10.0) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        choose_products()
     try:
         deepspeed.init_distributed(
             "nccl" if on_gpu else "gloo", verbose=False, timeout=timedelta(minutes=timeout_minutes)

@@ -120,7 +120,7 @@ def open_trained(path: Path, config: str | None = None) -> Trained:
         model.load_state_dict(own.weights())
     else:
         load_initial(model, dataclasses.replace(settings, init_from=str(path)))
-    device = device_at_hand()
+    device = device_at_hand(model)
     module = _InPrecision(model, device, bf16=settings.compute.precision != "fp32").to(device).eval()
     objective = for_release(settings.objective)
     if hasattr(objective, "require"):

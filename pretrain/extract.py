@@ -71,7 +71,7 @@ def extract(source: str, files: Sequence[Path], to: Path, options: Options) -> I
         how = "give --overwrite to replace it" if (to / FAMILIES).is_file() else "it was not made by this command"
         raise PretrainError(f"{to} exists already; choose another --to ({how})")
     model = _model(source)
-    device = device_at_hand()
+    device = device_at_hand(model)
     model.to(device)
     probe = None if options.contacts is None else _probe(model, device, options.contacts or _corpus_of(source))
     partial = to.parent / f".{to.name}.partial"

@@ -13,6 +13,7 @@ from pretrain.checkpoint import Checkpoint, Progress
 from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.engine import Engine, check_deepspeed_config
+from pretrain.products import choose_products
 from pretrain.run import RunDirectory, require_same_run
 from pretrain.run_lock import RunLock
 from pretrain.saving import rotate
@@ -71,6 +72,8 @@ def _open(settings: Recipe, world: World, directory: RunDirectory, lock: RunLock
     world.together(lambda: check_deepspeed_config(settings))
     model, origin = world.together(lambda: _initial_model(settings, found, progress))
     parameters = sum(p.numel() for p in model.parameters())
+    if world.device.type == "cpu":
+        choose_products(parameters)
     engine = Engine(model, settings, world)
     if found is not None:
         world.together(lambda: found.restore(engine))

@@ -3,7 +3,8 @@
 torch asks MKL, which gives processors of other makers than Intel its code for AVX2. oneDNN uses AVX-512 on all that
 have it: products twice as fast on AMD's Zen 5 (benchmarks/results.md). torch asks oneDNN where it is allowed to round
 factors to bfloat16. oneDNN makes use of that on processors with AMX alone, and those are left with MKL; that products
-stay those of fp32 is tested before the permission is kept.
+stay those of fp32 is tested before the permission is kept. oneDNN compiles code for every new shape, which nearly every
+batch has: some 50 ms, which only larger models win back.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 CPU = Path("/proc/cpuinfo")
 # Relative to the largest. In fp32 a product of 512 terms is wrong by less than 1e-6, with factors in bfloat16 by 1e-3.
 ROUNDING = 1e-5
+LARGE = 5_000_000  # parameters, from which oneDNN pays
 _ONEDNN = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # of an object that takes the module's place
 
 
-def choose_products() -> None:
-    """From now on, in this process."""
-    if not _suits_onednn(CPU.read_text() if CPU.is_file() else ""):
+def choose_products(parameters: int) -> None:
+    """From now on, in this process; ``parameters`` of the model that will be computed."""
+    if parameters < LARGE or not _suits_onednn(CPU.read_text() if CPU.is_file() else ""):
         return
     before = _ONEDNN.fp32_precision
     _ONEDNN.fp32_precision = "bf16"
@@ -33,11 +36,11 @@ def products_by() -> str:
     return "oneDNN" if _ONEDNN.fp32_precision == "bf16" else "MKL"
 
 
-def device_at_hand() -> torch.device:
-    """The first GPU, else the CPU with its products chosen: for commands of one process."""
+def device_at_hand(model: nn.Module) -> torch.device:
+    """The first GPU, else the CPU with its products chosen for ``model``: for commands of one process."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    choose_products()
+    choose_products(sum(p.numel() for p in model.parameters()))
     return torch.device("cpu")
 
 

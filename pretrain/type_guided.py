@@ -58,7 +58,7 @@ def rank_types(source: str, sequences: list[npt.NDArray[np.uint8]]) -> Ranked:
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(state, assign=True)
-    device = device_at_hand()
+    device = device_at_hand(model)
     model = model.to(device).eval()
     types = objective.type_ids
     logits = torch.zeros(len(sequences), len(types))

@@ -34,21 +34,27 @@ def cpu(tmp_path, monkeypatch):
 )
 def test_mkl_multiplies_where_onednn_is_no_faster_or_would_round(cpu, text) -> None:
     cpu(text)
-    products.choose_products()
+    products.choose_products(products.LARGE)
     assert (products.products_by(), torch.backends.mkldnn.matmul.fp32_precision) == ("MKL", "ieee")
 
 
 def test_onednn_multiplies_where_mkl_is_slow(cpu, monkeypatch) -> None:
     cpu(AMD + AMD.replace("AuthenticAMD", "GenuineIntel"))  # the first core counts
     monkeypatch.setattr(products, "_error", lambda: 4e-7)
-    products.choose_products()
+    products.choose_products(products.LARGE)
     assert products.products_by() == "oneDNN"
+
+
+def test_mkl_multiplies_for_small_models_for_which_compiling_would_not_pay(cpu) -> None:
+    cpu(AMD)
+    products.choose_products(products.LARGE - 1)
+    assert products.products_by() == "MKL"
 
 
 def test_a_processor_that_rounds_all_the_same_is_found_out(cpu, monkeypatch) -> None:
     cpu(AMD)
     monkeypatch.setattr(products, "_error", lambda: 1e-3)
-    products.choose_products()
+    products.choose_products(products.LARGE)
     assert (products.products_by(), torch.backends.mkldnn.matmul.fp32_precision) == ("MKL", "ieee")
 
 
@@ -67,7 +73,7 @@ def test_the_error_tells_fp32_from_bfloat16(monkeypatch) -> None:
 @pytest.mark.parametrize("shape", [(3, 5, 7), (177, 64, 320), (640, 300, 31)])
 def test_products_and_their_gradients_are_those_of_fp32_on_this_machine(shape) -> None:
     """Of all layouts that layers use; whichever library this machine was given."""
-    products.choose_products()
+    products.choose_products(products.LARGE)
     m, k, n = shape
     generator = torch.Generator().manual_seed(1)
     a, b, grad = (torch.randn(s, generator=generator) for s in ((m, k), (n, k), (m, n)))
@@ -85,6 +91,6 @@ def test_products_and_their_gradients_are_those_of_fp32_on_this_machine(shape) -
 
 
 def test_fp64_products_stay_those_of_fp64() -> None:
-    products.choose_products()
+    products.choose_products(products.LARGE)
     a = torch.full((64, 64), 1 / 3, dtype=torch.float64)
     assert float((a @ a)[0, 0]) == pytest.approx(64 / 9, rel=1e-14)
