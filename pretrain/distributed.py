@@ -22,7 +22,7 @@ import torch.distributed as dist
 from data.errors import DataError
 from models.errors import ModelError
 from pretrain.errors import PretrainError
-from pretrain.products import choose_products
+from pretrain.products import choose_products, prepare_gpu
 
 USER_ERRORS = (DataError, ModelError, PretrainError)
 T = TypeVar("T")
@@ -127,6 +127,9 @@ def start(threads: int | None, timeout_minutes: float = 10.0) -> World:
     if on_gpu:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+        # DeepSpeed takes it for the number of the GPU, which it is not where each task of a node sees one GPU alone.
+        os.environ["LOCAL_RANK"] = str(device.index)
+        prepare_gpu()
     else:
         device = torch.device("cpu")
         choose_products()

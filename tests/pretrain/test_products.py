@@ -84,6 +84,17 @@ def test_products_and_their_gradients_are_those_of_fp32_on_this_machine(shape) -
         assert (found - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
+def test_a_gpu_computes_fp32_in_fp32_and_plans_no_attention_anew_for_every_batch(monkeypatch) -> None:
+    allowed, cudnn = torch.backends.cudnn.allow_tf32, torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        assert products.device_at_hand() == torch.device("cuda")
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.cudnn_sdp_enabled()) == (False, False)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
 def test_fp64_products_stay_those_of_fp64() -> None:
     products.choose_products()
     a = torch.full((64, 64), 1 / 3, dtype=torch.float64)
