@@ -31,8 +31,10 @@ def choose_products() -> None:
 
 
 def prepare_gpu() -> None:
-    """From now on, in this process: no TF32, and no attention by cuDNN."""
+    """From now on, in this process: no TF32, all sums of products in fp32, and no attention by cuDNN."""
     torch.backends.cudnn.allow_tf32 = False  # only convolutions have it on
+    # Else a long sum, such as a weight's gradient over all tokens, may be cut into parts that are added in bfloat16.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # It comes first from Hopper on and takes about a second to plan for every new shape, which nearly every batch has.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
