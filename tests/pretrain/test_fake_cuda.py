@@ -30,6 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_training_and_prediction_fit_a_gpu(model, library) -> None:
     command = [sys.executable, "-m", "tests.pretrain.on_fake_cuda", model]
