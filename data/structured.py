@@ -195,8 +195,13 @@ def _dataclass_lists(schema: Any) -> dict[str, type]:
 def _sentence(error: OmegaConfBaseException, origin: str, valid: Sequence[str], prefix: str) -> str:
     key = prefix + str(error.full_key or error.key or "")
     if isinstance(error, ConfigKeyError):
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-        return f"{origin}: there is no key {key}; the nearest valid key is {near[0]}"
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        section = key.rpartition(".")[0]
+        beside = [name for name in valid if name.rpartition(".")[0] == section]
+        if near or not beside:
+            near = near or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+            return f"{origin}: there is no key {key}; the nearest valid key is {near[0]}"
+        return f"{origin}: there is no key {key}; valid are {', '.join(beside)}"
     reason = str(error).split("\n")[0].rstrip(".")
     return f"{origin}: {key}: {reason}"
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from data.errors import DataError
 from models.errors import ModelError
 from pretrain.errors import PretrainError
+from pretrain.products import prepare_gpu
 
 USER_ERRORS = (DataError, ModelError, PretrainError)
 T = TypeVar("T")
@@ -126,12 +128,14 @@ def start(threads: int | None, timeout_minutes: float = 10.0) -> World:
     if on_gpu:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+        # DeepSpeed takes it for the number of the GPU, which it is not where each task of a node sees one GPU alone.
+        os.environ["LOCAL_RANK"] = str(device.index)
+        prepare_gpu()
     else:
         device = torch.device("cpu")
+    timeout = timedelta(minutes=timeout_minutes)
     try:
-        deepspeed.init_distributed(
-            "nccl" if on_gpu else "gloo", verbose=False, timeout=timedelta(minutes=timeout_minutes)
-        )
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False, timeout=timeout)
     except (dist.DistError, RuntimeError) as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
@@ -141,6 +145,8 @@ def start(threads: int | None, timeout_minutes: float = 10.0) -> World:
             f"({' '.join(str(error).split())[:200]}); start all ranks within {timeout_minutes:g} minutes of each "
             "other, with a free --master_port, and on several nodes name the network (docs/clusters.md)"
         ) from error
+    # It makes groups of its own without saying how long to wait in them: torch's 10 minutes in NCCL, 30 in gloo.
+    deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=timeout)
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, local_ranks, device)
     if world.ranks == 1:
         return world

@@ -5,6 +5,8 @@ have it: products twice as fast on AMD's Zen 5 (benchmarks/results.md). torch as
 factors to bfloat16. oneDNN makes use of that on processors with AMX alone, and those are left with MKL; that products
 stay those of fp32 is tested before the permission is kept. oneDNN compiles code for every new shape, which nearly every
 batch has: some 50 ms, which only larger models win back.
+
+On a GPU torch multiplies matrices in fp32 by itself; `prepare_gpu` is for what it does otherwise.
 """
 
 from __future__ import annotations
@@ -31,14 +33,24 @@ def choose_products(parameters: int) -> None:
         _ONEDNN.fp32_precision = before
 
 
+def prepare_gpu() -> None:
+    """From now on, in this process: no TF32, all sums of products in fp32, and no attention by cuDNN."""
+    torch.backends.cudnn.allow_tf32 = False  # only convolutions have it on
+    # Else a long sum, such as a weight's gradient over all tokens, may be cut into parts that are added in bfloat16.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    # It comes first from Hopper on and takes about a second to plan for every new shape, which nearly every batch has.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def products_by() -> str:
     """ "oneDNN" or "MKL": what multiplies fp32 matrices here. fp64 is MKL's, other precisions oneDNN's."""
     return "oneDNN" if _ONEDNN.fp32_precision == "bf16" else "MKL"
 
 
 def device_at_hand(model: nn.Module) -> torch.device:
-    """The first GPU, else the CPU with its products chosen for ``model``: for commands of one process."""
+    """The first GPU, else the CPU, with its products chosen for ``model``: for commands of one process."""
     if torch.cuda.is_available():
+        prepare_gpu()
         return torch.device("cuda")
     choose_products(sum(p.numel() for p in model.parameters()))
     return torch.device("cpu")

@@ -33,6 +33,7 @@ from pretrain.checkpoint import FORMAT, MANIFEST, RECIPE, WEIGHT, Progress, is_c
 from pretrain.distributed import World
 from pretrain.engine import Engine, Fragment
 from pretrain.errors import PretrainError
+from pretrain.pinned import PinnedMemory
 
 log = logging.getLogger("rnafoundry")
 
@@ -76,7 +77,7 @@ class Saver:
         self.keep, self.permanent_every = keep, permanent_every
         self._save: _Save | None = None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="saving")
-        self._buffers: dict[str, Tensor] = {}
+        self._pinned: PinnedMemory | None = None
 
     def begin(self, progress: Progress) -> None:
         """Start to save the present state as `step-NNNNNNNN`; the save before must be complete."""
@@ -141,17 +142,21 @@ class Saver:
         On GPUs the memory is pinned and kept for the next save, since pinning takes longer than copying; on a CPU it is
         given back.
         """
+        tensors = {
+            f"{kind}|{part.name}|{part.start}": values.detach()
+            for part in _owned(self.engine, self.world)
+            for kind, values in ((WEIGHT, part.master), *part.states.items())
+        }
+        there = sum(values.numel() for values in tensors.values() if values.device.type == "cuda")
+        if there and self._pinned is None:
+            self._pinned = PinnedMemory(there)
         copies: dict[str, Tensor] = {}
-        for part in _owned(self.engine, self.world):
-            for kind, values in ((WEIGHT, part.master), *part.states.items()):
-                key, values = f"{kind}|{part.name}|{part.start}", values.detach()
-                if values.device.type != "cuda":
-                    copies[key] = values.to(torch.float32, copy=True)
-                    continue
-                if key not in self._buffers:
-                    self._buffers[key] = torch.empty(values.shape, dtype=torch.float32, pin_memory=True)
-                copies[key] = self._buffers[key].copy_(values, non_blocking=True)
-        if self._buffers:
+        for key, values in tensors.items():
+            if values.device.type == "cuda" and self._pinned is not None:
+                copies[key] = self._pinned.room(key, values.numel()).copy_(values, non_blocking=True)
+            else:
+                copies[key] = values.to(torch.float32, copy=True)
+        if there:
             torch.cuda.synchronize(self.world.device)
         return copies
 

@@ -227,7 +227,9 @@ class MSA:
     def logits(self, model: nn.Module, batch: AlignmentBatch) -> Tensor:
         """[M, V] in float32, whatever the model computes in; tokens that are never an answer have probability 0."""
         logits: Tensor = model(batch.tokens, batch.is_real, batch.target_index).float()
-        return logits.index_fill(-1, self._never.to(logits.device), NO_LOGIT)
+        if self._never.device != logits.device:  # once: a copy waits for everything that the device has still to do
+            self._never = self._never.to(logits.device)
+        return logits.index_fill(-1, self._never, NO_LOGIT)
 
     def loss(self, model: nn.Module, batch: AlignmentBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(cross-entropy in nats, the mean over the alignment's targets or their sum; the COUNTS).

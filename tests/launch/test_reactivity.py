@@ -89,6 +89,7 @@ def test_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (GOOD, ["sources.0.experiments={1M7: 2A4}"], "sources[0].experiments.1M7 is '2A4', expected one of 2A3, DMS"),
         (GOOD, ["sources.0.sequences=no.csv"], "sources[0].sequences: no.csv does not exist"),
         (GOOD, ["sources.0.pth=x"], "the nearest valid key is sources[0].path"),
+        (GOOD, ["validation_fraction=0.1"], "no key validation_fraction; valid are name, kind, sources, channels"),
         (GOOD, ["clusters.method=table"], "give both, or neither"),
         (GOOD + "- {name: a, path: b.csv}\n", [], "sources[1].name is 'a'"),
         ("name: x\n", [], "sources is empty"),

@@ -90,6 +90,21 @@ def test_products_and_their_gradients_are_those_of_fp32_on_this_machine(shape) -
         assert (found - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
+def test_a_gpu_computes_fp32_in_fp32_sums_in_fp32_and_plans_no_attention_for_every_batch(monkeypatch) -> None:
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    before = cudnn.allow_tf32, cuda.matmul.allow_bf16_reduced_precision_reduction, cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        assert products.device_at_hand() == torch.device("cuda")
+        assert not cudnn.allow_tf32
+        assert not cuda.matmul.allow_tf32
+        assert not cuda.matmul.allow_bf16_reduced_precision_reduction
+        assert not cuda.cudnn_sdp_enabled()
+    finally:
+        cudnn.allow_tf32, cuda.matmul.allow_bf16_reduced_precision_reduction = before[:2]
+        cuda.enable_cudnn_sdp(before[2])
+
+
 def test_fp64_products_stay_those_of_fp64() -> None:
     products.choose_products(products.LARGE)
     a = torch.full((64, 64), 1 / 3, dtype=torch.float64)
