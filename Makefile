@@ -14,14 +14,14 @@ demo: $(VENV)/installed
 
 # Two files of tests at a time.
 test: $(VENV)/installed-dev
-	pytest -n 2 --dist loadfile -m "not soak"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak"
 
 quick: $(VENV)/installed-dev
-	pytest -n 2 --dist loadfile -m "not slow and not soak"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 
 # An estimated hour; as root with iproute2 it also cuts cables and fills disks.
 soak: $(VENV)/installed-dev
-	pytest -n 2 --dist loadfile -m soak
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak
 
 lint: $(VENV)/installed-dev
 	ruff check .

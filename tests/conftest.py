@@ -53,6 +53,14 @@ def products_as_before() -> Iterator[None]:
     matmul.fp32_precision = before
 
 
+# Files with few tests that take minutes: first, so that no process works on one alone at the end.
+LONGEST = ("test_rnaernie_run.py", "test_rnamsm_runs.py", "test_readme.py", "test_resume.py", "test_matrix.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
+
+
 REPORTS = {  # property of a test -> title and head of the table that its values are the rows of
     "matrix": ("saved in one cell, continued in another", "| model | saved by | continued by | max dloss | ok |"),
     "soak": ("kills", "| run | figure | |"),

@@ -133,7 +133,12 @@ def base(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 @pytest.mark.parametrize(
     ("script", "number"),
     [
-        pytest.param(script, number, marks=() if first == (number == signal.SIGUSR1) else pytest.mark.soak)
+        pytest.param(
+            script,
+            number,
+            marks=() if first == (number == signal.SIGUSR1) else pytest.mark.soak,
+            id=f"{script.stem}-{number.name}",
+        )
         for script, first in zip(SCRIPTS, (True, False), strict=True)
         for number in (signal.SIGUSR1, signal.SIGTERM)
     ],
