@@ -24,14 +24,16 @@ def add_products(parser: argparse.ArgumentParser) -> None:
         "--products",
         choices=("onednn", "mkl"),
         default="mkl",
-        help="what multiplies fp32 matrices, in all systems; onednn: where training would choose it for a large model",
+        help="what multiplies fp32 matrices, in all systems (pretrain/products.py); onednn: where a processor suits it",
     )
 
 
 def products_of(options: argparse.Namespace) -> str:
     """What multiplies fp32 matrices in this process from now on."""
-    from pretrain.products import LARGE, choose_products, products_by
+    import torch._dynamo  # noqa: F401  # recomputing imports it, which is not a step's memory
+
+    from pretrain.products import products_by, try_onednn
 
     if options.products == "onednn":
-        choose_products(LARGE)
+        try_onednn()
     return products_by()

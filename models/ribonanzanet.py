@@ -145,6 +145,8 @@ class RibonanzaNetConfig:
 class RibonanzaNet(nn.Module):
     """Nucleotides [B, L] -> reactivities [B, L, channels]. Names and shapes beside others' are in layouts/."""
 
+    shapes_recur = True  # of products, from batch to batch: lengths repeat
+
     def __init__(self, config: RibonanzaNetConfig) -> None:
         super().__init__()
         self.config = config

@@ -98,6 +98,8 @@ class Outputs(NamedTuple):
 class RNAMSM(nn.Module):
     """Alignments of tokens -> logits over the vocabulary. Names in other layouts: models/layouts/rnamsm.py."""
 
+    shapes_recur = True  # of products, from batch to batch: numbers of columns repeat
+
     def __init__(self, config: RNAMSMConfig) -> None:
         super().__init__()
         self.config = config

@@ -73,7 +73,7 @@ def _open(settings: Recipe, world: World, directory: RunDirectory, lock: RunLock
     model, origin = world.together(lambda: _initial_model(settings, found, progress))
     parameters = sum(p.numel() for p in model.parameters())
     if world.device.type == "cpu":
-        choose_products(parameters)
+        choose_products(model)
     engine = Engine(model, settings, world)
     if found is not None:
         world.together(lambda: found.restore(engine))

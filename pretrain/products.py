@@ -3,8 +3,10 @@
 torch asks MKL, which gives processors of other makers than Intel its code for AVX2. oneDNN uses AVX-512 on all that
 have it: products twice as fast on AMD's Zen 5 (benchmarks/results.md). torch asks oneDNN where it is allowed to round
 factors to bfloat16. oneDNN makes use of that on processors with AMX alone, and those are left with MKL; that products
-stay those of fp32 is tested before the permission is kept. oneDNN compiles code for every new shape, which nearly every
-batch has: some 50 ms, which only larger models win back.
+stay those of fp32 is tested before the permission is kept.
+
+oneDNN compiles code for every new shape. Batches of packed sequences have new ones nearly always, and lose what they
+win; lengths of profiles and columns of alignments recur. Small models win nothing (benchmarks/results.md).
 
 On a GPU torch multiplies matrices in fp32 by itself; `prepare_gpu` is for what it does otherwise.
 """
@@ -19,13 +21,19 @@ from torch import nn
 CPU = Path("/proc/cpuinfo")
 # Relative to the largest. In fp32 a product of 512 terms is wrong by less than 1e-6, with factors in bfloat16 by 1e-3.
 ROUNDING = 1e-5
-LARGE = 5_000_000  # parameters, from which oneDNN pays
+LARGE = 3_000_000  # parameters, from which oneDNN pays
 _ONEDNN = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # of an object that takes the module's place
 
 
-def choose_products(parameters: int) -> None:
-    """From now on, in this process; ``parameters`` of the model that will be computed."""
-    if parameters < LARGE or not _suits_onednn(CPU.read_text() if CPU.is_file() else ""):
+def choose_products(model: nn.Module) -> None:
+    """For ``model``, from now on, in this process: oneDNN where its products are quicker and as exact."""
+    if getattr(model, "shapes_recur", False) and sum(p.numel() for p in model.parameters()) >= LARGE:
+        try_onednn()
+
+
+def try_onednn() -> None:
+    """From now on, in this process, oneDNN multiplies if this processor suits it and the product stays exact."""
+    if not _suits_onednn(CPU.read_text() if CPU.is_file() else ""):
         return
     before = _ONEDNN.fp32_precision
     _ONEDNN.fp32_precision = "bf16"
@@ -52,7 +60,7 @@ def device_at_hand(model: nn.Module) -> torch.device:
     if torch.cuda.is_available():
         prepare_gpu()
         return torch.device("cuda")
-    choose_products(sum(p.numel() for p in model.parameters()))
+    choose_products(model)
     return torch.device("cpu")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.rinalmo import RiNALMo, RiNALMoConfig
+from models.rnamsm import RNAMSM, RNAMSMConfig
 from pretrain import products
 
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
@@ -34,27 +36,33 @@ def cpu(tmp_path, monkeypatch):
 )
 def test_mkl_multiplies_where_onednn_is_no_faster_or_would_round(cpu, text) -> None:
     cpu(text)
-    products.choose_products(products.LARGE)
+    products.try_onednn()
     assert (products.products_by(), torch.backends.mkldnn.matmul.fp32_precision) == ("MKL", "ieee")
 
 
 def test_onednn_multiplies_where_mkl_is_slow(cpu, monkeypatch) -> None:
     cpu(AMD + AMD.replace("AuthenticAMD", "GenuineIntel"))  # the first core counts
     monkeypatch.setattr(products, "_error", lambda: 4e-7)
-    products.choose_products(products.LARGE)
+    products.try_onednn()
     assert products.products_by() == "oneDNN"
 
 
-def test_mkl_multiplies_for_small_models_for_which_compiling_would_not_pay(cpu) -> None:
+def test_models_whose_products_are_large_and_have_few_shapes_take_onednn(cpu) -> None:
     cpu(AMD)
-    products.choose_products(products.LARGE - 1)
-    assert products.products_by() == "MKL"
+    with torch.device("meta"):
+        small, large = RNAMSM(RNAMSMConfig(layers=1, width=128, heads=2, ffn=256)), RNAMSM(RNAMSMConfig.named("base"))
+        packed = RiNALMo(RiNALMoConfig.named("micro"))
+    chosen = []
+    for model in (small, packed, large):
+        products.choose_products(model)
+        chosen.append(products.products_by())
+    assert chosen == ["MKL", "MKL", "oneDNN"]
 
 
 def test_a_processor_that_rounds_all_the_same_is_found_out(cpu, monkeypatch) -> None:
     cpu(AMD)
     monkeypatch.setattr(products, "_error", lambda: 1e-3)
-    products.choose_products(products.LARGE)
+    products.try_onednn()
     assert (products.products_by(), torch.backends.mkldnn.matmul.fp32_precision) == ("MKL", "ieee")
 
 
@@ -73,7 +81,7 @@ def test_the_error_tells_fp32_from_bfloat16(monkeypatch) -> None:
 @pytest.mark.parametrize("shape", [(3, 5, 7), (177, 64, 320), (640, 300, 31)])
 def test_products_and_their_gradients_are_those_of_fp32_on_this_machine(shape) -> None:
     """Of all layouts that layers use; whichever library this machine was given."""
-    products.choose_products(products.LARGE)
+    products.try_onednn()
     m, k, n = shape
     generator = torch.Generator().manual_seed(1)
     a, b, grad = (torch.randn(s, generator=generator) for s in ((m, k), (n, k), (m, n)))
@@ -95,7 +103,7 @@ def test_a_gpu_computes_fp32_in_fp32_sums_in_fp32_and_plans_no_attention_for_eve
     before = cudnn.allow_tf32, cuda.matmul.allow_bf16_reduced_precision_reduction, cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
-        assert products.device_at_hand() == torch.device("cuda")
+        assert products.device_at_hand(torch.nn.Linear(1, 1)) == torch.device("cuda")
         assert not cudnn.allow_tf32
         assert not cuda.matmul.allow_tf32
         assert not cuda.matmul.allow_bf16_reduced_precision_reduction
@@ -106,6 +114,6 @@ def test_a_gpu_computes_fp32_in_fp32_sums_in_fp32_and_plans_no_attention_for_eve
 
 
 def test_fp64_products_stay_those_of_fp64() -> None:
-    products.choose_products(products.LARGE)
+    products.try_onednn()
     a = torch.full((64, 64), 1 / 3, dtype=torch.float64)
     assert float((a @ a)[0, 0]) == pytest.approx(64 / 9, rel=1e-14)
