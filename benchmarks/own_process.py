@@ -23,8 +23,8 @@ def add_products(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--products",
         choices=("onednn", "mkl"),
-        default="mkl",
-        help="what multiplies fp32 matrices, in all systems (pretrain/products.py); onednn: where a processor suits it",
+        default="onednn",
+        help="what multiplies fp32 matrices, in all systems; onednn: where the processor suits it, as in training",
     )
 
 

@@ -1,6 +1,8 @@
 """All attention kernels give the softmax of every sequence by itself, and refuse what they cannot do."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from models.errors import ModelError
 from models.layers import attention as module
 from models.layers.attention import KERNELS, attention, length_groups, resolve_kernel
 from models.layers.packing import sequence_of_token
+from tests.ranks import ROOT
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = {"one pair": [2], "equal": [7, 7, 7], "unequal": [2, 30, 11, 1, 29, 30], "long tail": [3, 3, 64]}
@@ -144,3 +147,11 @@ def test_length_groups_hold_similar_lengths_and_every_sequence_once():
 def test_sequence_of_token():
     cu = torch.tensor([0, 2, 3, 7], dtype=torch.int32)
     assert sequence_of_token(cu, 7).tolist() == [0, 0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for CUDA")
+def test_without_cuda_commands_start_without_the_tracer_of_torch_compile():
+    """It takes as long to import as all the rest."""
+    check = "import sys, pretrain.trainer, pretrain.evaluate; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
