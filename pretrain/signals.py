@@ -45,11 +45,12 @@ def _end_without_launcher() -> None:
 class StopRequest:
     """Becomes set by SIGTERM, SIGUSR1 (Slurm's early warning), Ctrl-C, or when the launcher of this rank is gone.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once, or where Python drops what a handler raises, as in a destructor, after the step.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._interrupted = False
         self._launchers = _launchers() if _launchers_at_start is None else _launchers_at_start
         self._lost = _launcher_was_lost()
         _begun.set()
@@ -58,11 +59,14 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason is not None:
+            self._interrupted = True
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
     def requested(self) -> bool:
         """Looked at between steps: a killed `deepspeed` command leaves its workers running unless they notice."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self.reason is None and (self._lost or _launchers_changed(self._launchers)):
             self.reason = "the launcher is gone"
         return self.reason is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain import signals
 from pretrain.checkpoint import steps_on_disk
 from pretrain.distributed import free_port
 from pretrain.signals import RESUBMIT
@@ -104,6 +105,29 @@ def test_ctrl_c_saves_and_a_second_one_interrupts_at_once(base) -> None:
     ((code, _, err),) = finish([rank])
     assert (code, err.splitlines()[-1]) == (130, "interrupted")
     assert steps_on_disk(run / "checkpoints") == []
+
+
+def test_a_second_ctrl_c_that_comes_in_a_destructor_interrupts_after_the_step(monkeypatch) -> None:
+    """Python prints what is raised there and goes on."""
+    monkeypatch.setattr(signals, "_launchers_at_start", [])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        request = signals.StopRequest()
+        assert not request.requested()
+        signal.raise_signal(signal.SIGINT)
+        assert request.requested()
+
+        class Destroyed:
+            def __del__(self) -> None:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+        Destroyed()
+        with pytest.raises(KeyboardInterrupt):
+            request.requested()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_before_the_first_step_is_kept(base, whole) -> None:
