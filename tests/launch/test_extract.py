@@ -135,6 +135,7 @@ def test_deep_alignments_are_drawn_and_wide_ones_left_out(release, tmp_path):
     assert (tmp_path / "other" / "deep.npz").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_alignment(release, tmp_path):
     """20,000 rows of 200 columns: the model's stream of all of them alone would be 384 MB at this width."""
     row = b">r\n" + b"ACGU" * 50 + b"\n"

@@ -273,6 +273,7 @@ def kill_until_done(tmp_path: Path, fasta: Path, kills: int, seconds: float, *op
     return left
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_restarted(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "my.fa", random_sequences(20_000, shortest=16))
     left = kill_until_done(tmp_path, fasta, 6, 1.0, "threads=1")

@@ -192,6 +192,7 @@ def trained(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ("ranks", "file"),
     [(1, MANIFEST), (2, "state-00001-of-00002.safetensors"), (2, RECIPE), (1, "state-00000-of-00001.safetensors")],
 )
+@pytest.mark.slow
 def test_a_run_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(trained, tmp_path, ranks, file) -> None:
     arguments, whole = trained(ranks)
     run = Path(shutil.copytree(whole, tmp_path / whole.name))

@@ -81,6 +81,7 @@ def test_one_rank_alone_cannot_lose_contact() -> None:
     assert not isinstance(raised.value, PretrainError)
 
 
+@pytest.mark.slow
 def test_a_rank_whose_others_never_come_ends_with_a_sentence(synthetic_corpus, tmp_path) -> None:
     arguments = [*QUICK, f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "compute.timeout_minutes=0.05"]
     begun = time.monotonic()

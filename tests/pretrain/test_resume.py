@@ -156,6 +156,7 @@ def test_a_finished_run_started_again_changes_nothing(command) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_other_ranks_and_zero_stages(command) -> None:
     """Losses as if uninterrupted. Without dropout: its masks depend on the rank."""
     plain = ["model.attention_dropout=0", "model.residual_dropout=0", "schedule.decay_steps=11"]

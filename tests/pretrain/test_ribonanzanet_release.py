@@ -40,6 +40,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     "case",
     ["base", pytest.param("triangle", marks=pytest.mark.slow), pytest.param("single", marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_every_layout_starts_the_next_run_from_the_same_weights(
     train: Callable[..., Path], tmp_path: Path, case: str
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_killed_run_can_be_started_again_at_once(synthetic_corpus: Path, tmp_p
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_start_waits_for_the_end_of_the_one_before(synthetic_corpus: Path, tmp_path: Path) -> None:
     """The old process still saves when the new one begins, as after a requeue; the new one continues what it saved."""
     own = with_dropout(synthetic_corpus, tmp_path, steps=40)

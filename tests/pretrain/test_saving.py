@@ -139,6 +139,7 @@ def test_a_second_save_waits_for_the_first(command) -> None:
     assert [step for step, _ in steps_on_disk(run / "checkpoints")] == [12, 8, 4]
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_file_is_written_leaves_the_checkpoint_before(command) -> None:
     arguments, run = command("killed", "budget.steps=20")
     whole, reference = command("whole", "budget.steps=20")
@@ -155,6 +156,7 @@ def test_a_kill_while_a_file_is_written_leaves_the_checkpoint_before(command) ->
     assert not list((run / "checkpoints").glob(".step-*"))
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_file_is_written_loses_neither_checkpoint(command) -> None:
     arguments, run = command("stopped", "budget.steps=200", "checkpoint.every_steps=100")
     ranks = start(["slow_save=2", "slow_steps=0.02", "--", *arguments], ranks=2, script=FAULTS)
@@ -181,6 +183,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(command) ->
     assert [record["step"] for record in records(run)] == list(range(1, 45))
 
 
+@pytest.mark.slow
 def test_kills_after_every_save_do_not_fill_the_disk(command) -> None:
     """Each comes when a checkpoint is in place and the superseded ones are still there."""
     arguments, run = command("crowded", "budget.steps=24", "checkpoint.keep=2")

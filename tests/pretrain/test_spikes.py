@@ -54,6 +54,7 @@ def arguments(synthetic_corpus: Path, tmp_path: Path) -> list[str]:
     return [*base, "checkpoint.every_steps=10"]
 
 
+@pytest.mark.slow
 def test_a_spike_is_reported_and_training_goes_on(arguments: list[str], tmp_path: Path) -> None:
     results = pretrain([f"spike={SPIKE}:9", "--", *arguments, "run.name=run"], ranks=2, script=FAULTS)
     assert [code for code, _, _ in results] == [0, 0], results

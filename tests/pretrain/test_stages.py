@@ -139,6 +139,7 @@ def test_other_ranks_have_the_same_losses(staged: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("step", [5, 12])
 @pytest.mark.parametrize("place", ["before-rename", "before-rotate"])
+@pytest.mark.slow
 def test_a_kill_at_a_boundary_continues_exactly(staged: Path, whole: Path, step: int, place: str) -> None:
     """Before the rename the boundary was not reached on disk; before the rotation it was, but not validated."""
     name = f"killed-{step}-{place}"
@@ -182,6 +183,7 @@ def losses_of(found: list[dict]) -> list[float]:
     return [record["loss"] for record in found]
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_other_validations_of_a_stage(staged: Path) -> None:
     """They change no sample of a step; steps are those of the new interval from there on."""
     arguments = ["--config", str(staged), "run.name=other-interval", "checkpoint.every_steps=1"]
