@@ -46,16 +46,27 @@ def flops(config: RibonanzaNetConfig, lengths: Iterable[int], targets: int | Non
 
 def _forward(config: RibonanzaNetConfig, length: int) -> float:
     """FLOPs of the forward pass over one sequence; two per multiplication and addition (spec 11.1)."""
-    d, p, c = config.width, config.pair, config.outer
-    updates = config.layers - config.skip_last_pair_update
+    d, p = config.width, config.pair
     kernels = (config.layers - 1) * config.kernel_size + 1
-    outer = length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * (c + 1) * p  # + 1: its bias is part of the product
-    update = outer + length**2 * (2 * 12 * p * p + 16 * p * p) + length**3 * 4 * p
+    sequence = length * (8 * d * d + 4 * d * config.ffn) + length**2 * (2 * p * config.heads + 4 * d)
+    once = _outer(config, length) + length * 2 * d * config.channels
+    # An update that is left out is made for one nucleotide, for gradients of zero on every rank.
+    left_out = config.skip_last_pair_update
+    updates = (config.layers - left_out) * _update(config, length) + left_out * _update(config, 1)
+    return once + config.layers * sequence + kernels * length * 2 * d * d + updates
+
+
+def _update(config: RibonanzaNetConfig, length: int) -> float:
+    p = config.pair
+    update = _outer(config, length) + length**2 * (2 * 12 * p * p + 16 * p * p) + length**3 * 4 * p
     if config.triangle_attention:
         update += 2 * (length**2 * (10 * p * p + 2 * p * config.triangle_heads) + length**3 * 4 * p)
-    sequence = length * (8 * d * d + 4 * d * config.ffn) + length**2 * (2 * p * config.heads + 4 * d)
-    once = outer + length * 2 * d * config.channels
-    return once + config.layers * sequence + kernels * length * 2 * d * d + updates * update
+    return update
+
+
+def _outer(config: RibonanzaNetConfig, length: int) -> float:
+    d, p, c = config.width, config.pair, config.outer
+    return length * (2 * d * c + 2 * c * c * p) + length**2 * 2 * (c + 1) * p  # + 1: its bias is part of the product
 
 
 def activation_bytes(
