@@ -99,6 +99,7 @@ def test_ctrl_c_saves_and_a_second_one_interrupts_at_once(base) -> None:
     arguments, run = [*base[0], "run.name=impatient"], base[1] / "impatient"
     (rank,) = slowed(arguments, 1, seconds=4.0)  # both signals must come within one step
     wait_for(lambda: logged_steps(run) >= 1)
+    time.sleep(1.5)  # until the next step has begun: between steps the first signal saves at once
     rank.send_signal(signal.SIGINT)
     time.sleep(0.1)
     rank.send_signal(signal.SIGINT)
