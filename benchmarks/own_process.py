@@ -28,8 +28,8 @@ def add_products(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def products_of(options: argparse.Namespace) -> str:
-    """What multiplies fp32 matrices in this process from now on."""
+def prepare(options: argparse.Namespace) -> str:
+    """Make this process ready for steps to be measured; returns what multiplies fp32 matrices in it."""
     import torch._dynamo  # noqa: F401  # recomputing imports it, which is not a step's memory
 
     from pretrain.products import products_by, try_onednn

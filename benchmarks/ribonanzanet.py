@@ -35,7 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.own_process import RETURN_MEMORY, add_products, measured, products_of  # noqa: E402
+from benchmarks.own_process import RETURN_MEMORY, add_products, measured, prepare  # noqa: E402
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 
     torch.set_num_threads(options.threads)
-    products_of(options)
+    prepare(options)
     torch.manual_seed(0)
     config = RibonanzaNetConfig.named("base", layers=options.layers, **SYSTEMS[options.system])
     model: Any = RibonanzaNet(config)
@@ -146,7 +146,7 @@ def main() -> None:
             runs.append(timed | {"mib": held["mib"]})
     print(
         f"{options.layers} layers, {options.batch} x {options.length} nucleotides, {options.threads} thread(s), fp32 "
-        f"products by {products_of(options)}"
+        f"products by {prepare(options)}"
     )
     base = {key: statistics.median(r[key] for r in results["plain"]) for key in ("cpu", "wall", "mib")}
     for name, runs in results.items():

@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.own_process import RETURN_MEMORY, add_products, measured, products_of  # noqa: E402
+from benchmarks.own_process import RETURN_MEMORY, add_products, measured, prepare  # noqa: E402
 
 SYSTEMS: dict[str, dict[str, Any]] = {"einsum": {}, "ours": {}, "ours, checkpointing": {"checkpointing": True}}
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     from models.rnamsm import ANSWERS, RNAMSM, RNAMSMConfig, flops
 
     torch.set_num_threads(options.threads)
-    products_of(options)
+    prepare(options)
     torch.manual_seed(0)
     sizes = {"layers": options.layers, "width": options.width, "heads": options.width // 64, "ffn": 4 * options.width}
     dropouts = {"attention_dropout": options.dropout, "residual_dropout": options.dropout}
@@ -160,7 +160,7 @@ def main() -> None:
     print(
         f"{options.layers} layers, width {options.width}, {options.rows} rows x {options.columns} columns, dropout "
         f"{options.dropout}, {options.threads} thread(s), {options.precision}, fp32 products by "
-        f"{products_of(options)}, {options.rounds} rounds"
+        f"{prepare(options)}, {options.rounds} rounds"
     )
     for name, runs in results.items():
         cpu, wall, mib = (statistics.median(r[key] for r in runs) for key in ("cpu", "wall", "mib"))

@@ -19,7 +19,7 @@ from models.layouts import aido_rna_genbio, aido_rna_multimolecule, aido_rna_tra
 from models.layouts.aido_rna_table import TOKENS, UNTRAINED, U
 from models.layouts.multimolecule import UNTRAINED_BIAS
 from models.layouts.reading import read_json
-from models.layouts.releasing import ReleaseLayout
+from models.layouts.releasing import ReleaseLayout, python_block
 
 _DIRECTORIES: dict[str, Callable[[Path], tuple[AidoRNAConfig, dict[str, Tensor]]]] = {
     layout.MODEL_TYPE: layout.read for layout in (aido_rna_transformers, aido_rna_genbio, aido_rna_multimolecule)
@@ -53,10 +53,13 @@ RELEASES = {
         aido_rna_multimolecule.write,
         "`multimolecule/` holds the same weights for MultiMolecule 0.0.8 with transformers 4.46; no other version of"
         " MultiMolecule has the model.\n\n"
-        "```python\nimport multimolecule  # registers the model, so it comes first\n"
-        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
-        'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID", subfolder="multimolecule")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID", subfolder="multimolecule")\n```\n',
+        + python_block(
+            "import multimolecule  # registers the model, so it comes first",
+            "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+            "",
+            'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID", subfolder="multimolecule")',
+            'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID", subfolder="multimolecule")',
+        ),
         fits=lambda config, trained: aido_rna_multimolecule.expresses(config),
     ),
 }

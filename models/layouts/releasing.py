@@ -64,11 +64,15 @@ class ReleaseLayout:
     notes: Callable[[Any, str], str] = lambda config, letters: ""
 
 
-TRANSFORMERS_USAGE = """```python
-import multimolecule  # registers the model with transformers
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+def python_block(*lines: str) -> str:
+    """Markdown: lines for whoever loads a release to run, not for this project."""
+    return "```python\n" + "\n".join(lines) + "\n```\n"
 
-model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
-```
-"""
+
+TRANSFORMERS_USAGE = python_block(
+    "import multimolecule  # registers the model with transformers",
+    "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+    "",
+    'model = AutoModelForMaskedLM.from_pretrained("PATH_OR_ID")',
+    'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")',
+)

@@ -20,7 +20,7 @@ from models.layouts import huggingface
 from models.layouts.channels import PUBLISHED, RIBONANZA, as_published, of_outputs, published_order
 from models.layouts.multimolecule import read_vocabulary, row_of_token, vocabulary
 from models.layouts.reading import read_directory
-from models.layouts.releasing import ReleaseLayout, Trained, WriteOptions
+from models.layouts.releasing import ReleaseLayout, Trained, WriteOptions, python_block
 from models.layouts.ribonanzanet_config import MODEL_TYPE, REACH, read_config, tokenizer_config, write_config
 from models.layouts.ribonanzanet_table import Row, rows
 from models.ribonanzanet import LETTERS, RibonanzaNet, RibonanzaNetConfig
@@ -206,16 +206,16 @@ def _write_original(
     return path
 
 
-_USAGE = """```python
-import multimolecule
-from transformers import AutoTokenizer
-
-model = multimolecule.RibonanzaNetForPreTraining.from_pretrained("PATH_OR_ID", attn_implementation="eager")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")
-```
-
-`logits_2a3` and `logits_dms` are the predicted reactivities of every nucleotide.
-"""
+_USAGE = (
+    python_block(
+        "import multimolecule",
+        "from transformers import AutoTokenizer",
+        "",
+        'model = multimolecule.RibonanzaNetForPreTraining.from_pretrained("PATH_OR_ID", attn_implementation="eager")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")',
+    )
+    + "\n`logits_2a3` and `logits_dms` are the predicted reactivities of every nucleotide.\n"
+)
 _ORIGINAL_USAGE = """In the authors' repository (github.com/Shujun-He/RibonanzaNet), with their configs/pairwise.yaml:
 
 ```python

@@ -103,12 +103,19 @@ def test_ranks_may_change_on_the_way(corpus, tmp_path):
 # Learning
 
 
-def journey(corpus: Path, folder: Path, arguments: list[str], steps: int) -> None:
-    """Train on 2 ranks, killed once half way; print what was reached; release; load with MultiMolecule."""
+def journey(corpus: Path, folder: Path, arguments: list[str], steps: int, whole: bool) -> None:
+    """Train on 2 ranks, killed once half way; print what was reached; release; load with MultiMolecule.
+
+    With ``whole``, a run that is not killed ends with the same bits.
+    """
     arguments = [*arguments, f"data.corpus={corpus}", f"run.directory={folder}", f"budget.steps={steps}"]
-    arguments += [f"checkpoint.every_steps={steps // 3}", "run.name=run"]
-    killed_and_continued(arguments, folder / "run", steps // 2, 2)
+    arguments += [f"checkpoint.every_steps={steps // 3}"]
+    killed_and_continued([*arguments, "run.name=run"], folder / "run", steps // 2, 2)
     assert len(losses(folder / "run")) == steps
+    if whole:
+        trained([*arguments, "run.name=whole"], 2)
+        assert losses(folder / "run") == losses(folder / "whole")
+        assert same_bits(last(folder / "run"), last(folder / "whole"))
 
     (references,) = records(folder / "run", "references")
     before, *_, after = records(folder / "run", "validation")
@@ -137,21 +144,26 @@ def journey(corpus: Path, folder: Path, arguments: list[str], steps: int) -> Non
         assert (theirs.eval()(tokens).logits - ours.eval()(tokens)).abs().max() < 1e-4
 
 
+WHOLE = pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.soak)])
+
+
+@WHOLE
 @pytest.mark.slow
-def test_learns_synthetic_alignments(tmp_path):
+def test_learns_synthetic_alignments(tmp_path, whole):
     command = ["synthetic", "--alignments", "200", "--rows", "24", "--to", str(tmp_path / "corpus")]
     assert prepare([*command, "validation_fraction=0.2"]) == 0
-    journey(tmp_path / "corpus", tmp_path, SMALL, 300)
+    journey(tmp_path / "corpus", tmp_path, SMALL, 300, whole)
 
 
+@WHOLE
 @pytest.mark.slow
-def test_learns_rfam(shared_data, tmp_path):
+def test_learns_rfam(shared_data, tmp_path, whole):
     """Issue's acceptance: below the letter frequencies and the column profile; contacts better than untrained."""
     source = str(shared_data / "alignments" / "Rfam14.2.seed.gz")
     options = ["split_by=clan", "validation_fraction=0.05"]
     assert prepare(["alignments", "--from", source, "--to", str(tmp_path / "corpus"), *options]) == 0
     sizes = ["objective.max_columns=128", "objective.max_tokens=1024", "batch.tokens_per_micro_batch=1024"]
-    journey(tmp_path / "corpus", tmp_path, [*SMALL, *sizes], 300)
+    journey(tmp_path / "corpus", tmp_path, [*SMALL, *sizes], 300, whole)
 
 
 # Data

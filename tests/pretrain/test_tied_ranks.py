@@ -7,6 +7,7 @@ every parameter is partitioned here, also those that by their size would stay wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +26,16 @@ MODELS = {
 }
 PARTITION_ALL = "deepspeed.config.zero_optimization.stage3_param_persistence_threshold=0"
 QUICKLY = [(2, 0), (2, 3)]
-# What is left for `make soak`, where everything is done with both models.
-OTHERS = [
-    pytest.param(ranks, stage, model, marks=() if (ranks + stage) % 2 == number else pytest.mark.soak)
-    for ranks in (1, 2, 3)
-    for stage in (0, 1, 2, 3)
-    for number, model in enumerate(MODELS)
-    if (ranks, stage) not in [(1, 0), *QUICKLY]
-]
-HALF = [
-    pytest.param(precision, stage, model, marks=() if number == stage % 2 else pytest.mark.soak)
-    for precision, stage in [("bf16", 2), ("bf16", 3), ("bf16_autocast", 0), ("bf16_autocast", 3)]
-    for number, model in enumerate(MODELS)
-]
-KILLED = [
-    pytest.param(precision, stage, model, marks=() if number == stage % 2 else pytest.mark.soak)
-    for precision, stage in [("fp32", 2), ("bf16", 3)]
-    for number, model in enumerate(MODELS)
-]
+OTHERS = [case for case in product((1, 2, 3), (0, 1, 2, 3)) if case not in [(1, 0), *QUICKLY]]
+
+
+def taking_turns(cases: list[tuple]) -> list:
+    """Every case with one of the models, in turn; `make soak` does it with the other one too."""
+    return [
+        pytest.param(*case, model, marks=() if at % 2 == number else pytest.mark.soak)
+        for at, case in enumerate(cases)
+        for number, model in enumerate(MODELS)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +88,7 @@ def test_ranks_and_zero_stages_give_one_loss_curve(train, model, ranks, stage) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "stage", "model"), OTHERS)
+@pytest.mark.parametrize(("ranks", "stage", "model"), taking_turns(OTHERS))
 def test_every_other_stage_too(train, model, ranks, stage) -> None:
     require_equal(train(model, ranks, stage), train(model, 1, 0))
 
@@ -108,14 +101,17 @@ def test_recomputed_blocks_change_nothing(train, model, stage) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "stage", "model"), HALF)
+@pytest.mark.parametrize(
+    ("precision", "stage", "model"),
+    taking_turns([("bf16", 2), ("bf16", 3), ("bf16_autocast", 0), ("bf16_autocast", 3)]),
+)
 def test_bf16_follows_fp32_within_a_fiftieth(train, model, precision, stage) -> None:
     run, reference = train(model, 2, stage, f"compute.precision={precision}"), train(model, 1, 0)
     np.testing.assert_allclose(losses(run), losses(reference), rtol=2e-2)
     assert losses(run) != losses(reference), "bf16 was not used"
 
 
-@pytest.mark.parametrize(("precision", "stage", "model"), KILLED)
+@pytest.mark.parametrize(("precision", "stage", "model"), taking_turns([("fp32", 2), ("bf16", 3)]))
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(command, model, precision, stage) -> None:
     """With dropout, which is keyed; killed on both ranks once at least one checkpoint is there."""
