@@ -44,6 +44,11 @@ def read_stockholm(path: Path, on_raw: Callable[[bytes], object] | None = None) 
             elif line.startswith(_END):
                 yield open_one.finish()
                 open_one = None
+            elif line.startswith(HEADER):
+                raise DataError(
+                    f"{open_one.raw.where}, from line {open_one.line} on: the next alignment begins in line {number}, "
+                    "but no // ended this one, so it was cut; download the file again."
+                )
             else:
                 open_one.add(line, number)
     if open_one is not None:

@@ -94,6 +94,7 @@ def read_and_clean(path: Path, text: str) -> None:
         clean(alignment, ColumnRules())
 
 
+CUT_WITHIN = r"alignment 1 \(RF1\), from line 1 on: the next alignment begins in line 5, but no // ended this one"
 GOOD = "# STOCKHOLM 1.0\n#=GF AC RF1\na ACGU\nb ACGU\n//\n"
 
 
@@ -101,6 +102,10 @@ GOOD = "# STOCKHOLM 1.0\n#=GF AC RF1\na ACGU\nb ACGU\n//\n"
     ("text", "message"),
     [
         (GOOD[:-3], r"alignment 1 \(RF1\), from line 1 on: the file ends without the //"),
+        *(  # the end of an alignment is missing in the midst of a file: rows as wide, of the same names, and none
+            (GOOD[:-3] + GOOD.replace("RF1", "RF2").replace("a ACGU\nb ACGU\n", rows), CUT_WITHIN)
+            for rows in ("c ACGU\nd ACGG\n", "\na ACGU\nb ACGU\n", "")
+        ),
         (GOOD + "c ACGU\n", r"line 6: expected '# STOCKHOLM 1\.0' but found 'c ACGU'"),
         (GOOD.replace("a ACGU\nb ACGU\n", ""), r"alignment 1 \(RF1\).* holds no row"),
         (GOOD.replace("b ACGU", "b"), r"line 4: expected a row name and its letters but found 'b'"),
