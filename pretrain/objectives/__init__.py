@@ -11,7 +11,8 @@ from typing import Any
 from pretrain.objectives.intervals import Intervals
 from pretrain.objectives.intervals_config import IntervalsConfig
 from pretrain.objectives.mlm import MLM, MLMConfig
-from pretrain.objectives.msa import MSA, MSAConfig
+from pretrain.objectives.msa import MSA
+from pretrain.objectives.msa_config import MSAConfig
 from pretrain.objectives.reactivity import Reactivity, ReactivityConfig
 
 # name in recipes -> (config class, objective class)

@@ -27,31 +27,13 @@ from data import randomness
 from data.alphabet import NUCLEOTIDES
 from data.loader import Moment
 from data.msa_alphabet import LETTERS, ORIGINAL_TOKENS, RNAMSM
-from data.msa_sampling import Limits, draw_rows, outside_blocks, window_start
-from pretrain.objectives.masked import check_shares, perplexity, refuse
+from data.msa_sampling import Limits, draw_query, draw_rows, outside_blocks, window_start
+from pretrain.objectives.masked import perplexity
+from pretrain.objectives.msa_config import MSAConfig, check
 
 I64 = npt.NDArray[np.int64]
+_GAP = ord("-")
 NO_LOGIT = -1e4  # e**-1e4 is 0 in every precision that a loss is computed in
-
-
-@dataclass
-class MSAConfig:
-    name: str = "msa"
-    max_columns: int = 1024  # `<cls>` included; longer alignments are cut to a random window
-    max_rows: int = 1024
-    max_tokens: int = 16384  # of one alignment; rows are drawn so that rows x columns stay within
-    with_replacement: bool = False  # draw rows as the original does, so that some repeat
-    deleted_blocks: int = 0  # runs of rows left out before drawing, as AlphaFold does (5); 0 switches it off
-    deleted_fraction: float = 0.3  # of the alignment's rows, in each run
-    masked_fraction: float = 0.15  # of all tokens but `<cls>`
-    select: str = "tokens"  # tokens: each on its own; columns: all rows of a selected column
-    mask_share: float = 0.8  # of selected tokens: becomes `<mask>`
-    random_share: float = 0.1  # of selected tokens: becomes a random letter
-    profile_share: float = 0.0  # of selected tokens: becomes what a random row has in that column; the rest stays
-    random_letters: str = NUCLEOTIDES + "-"  # the pool of random letters
-    random_differs: bool = False  # a random letter is never the original one
-    parity: bool = False  # random tokens from the original's 12, `<pad>` among them, which hides a token from attention
-    average: str = "alignments"  # alignments: every alignment counts alike; tokens: every target does
 
 
 class Alignment(Protocol):
@@ -116,7 +98,7 @@ class MSA:
     COUNTS = ("correct", "targets")
 
     def __init__(self, config: MSAConfig):
-        _check(config)
+        check(config)
         self.config, self.alphabet = config, RNAMSM
         self.limits = Limits(config.max_columns, config.max_rows, config.max_tokens)
         self.nucleotide_ids = _ids(NUCLEOTIDES)
@@ -125,12 +107,19 @@ class MSA:
 
     def token_lengths(self, columns: I64) -> I64:
         """[n] tokens that alignments of so many columns have at most, however deep they are."""
-        rows, width = self.limits.shape(self.config.max_rows, columns)
-        return rows * width
+        return self._tokens(self.config.max_rows, columns)
 
     def costs(self, corpus: Any, ids: I64) -> I64:
-        """[n] tokens of the samples that alignments of a corpus give; block deletion may leave fewer."""
-        rows, width = self.limits.shape(corpus.depths[ids], corpus.lengths[ids])
+        """[n] tokens of the samples that alignments of a corpus give; block deletion may leave fewer.
+
+        With random queries the most that they can have: how many columns a query has is known once it is read.
+        """
+        return self._tokens(corpus.depths[ids], corpus.lengths[ids])
+
+    def _tokens(self, depths: npt.ArrayLike, columns: npt.ArrayLike) -> I64:
+        if self.config.query == "random":
+            return self.limits.most_tokens(depths, columns)
+        rows, width = self.limits.shape(depths, columns)
         return rows * width
 
     def plain(self, letters: list[npt.NDArray[np.uint8]]) -> list[Alignment]:
@@ -152,26 +141,44 @@ class MSA:
         if len(alignments) > 1:
             raise ValueError(f"{len(alignments)} alignments were given for a micro-batch, which holds one")
         if not alignments:
-            cls = np.full((1, 1), RNAMSM.ids[RNAMSM.cls])
-            return self._batch(cls, cls, np.zeros(0, np.int64), np.zeros(1, np.int64), 0, empty=True)
+            cls, none = np.full((1, 1), RNAMSM.ids[RNAMSM.cls]), np.zeros(0, np.int64)
+            return self._batch(cls, cls, none, none, none, empty=True)
         alignment, sample = alignments[0], keys[:1]
-        rows, columns = (int(n) for n in self.limits.shape(alignment.depth, alignment.columns))
-        start = window_start(alignment.columns, columns - 1, _key("crop", sample))
-        chosen_rows = self._rows(alignment.depth, rows, sample)
-        letters = alignment.rows(chosen_rows)[:, start : start + columns - 1]
+        query, frame = self._query(alignment, sample)
+        rows, width = (int(n) for n in self.limits.shape(alignment.depth, len(frame)))
+        chosen_rows = self._rows(alignment.depth, rows, query, sample)
+        letters = alignment.rows(chosen_rows)
+        if len(frame) < alignment.columns:
+            filled = (letters[:, frame] != _GAP).any(axis=1)
+            filled[0] = True
+            chosen_rows, letters = chosen_rows[filled], letters[filled]
+        start = window_start(len(frame), width - 1, _key("crop", sample))
+        columns = frame[start : start + width - 1]
         original = np.pad(
-            RNAMSM.lookup[letters].astype(np.int64), ((0, 0), (1, 0)), constant_values=RNAMSM.ids["<cls>"]
+            RNAMSM.lookup[letters[:, columns]].astype(np.int64), ((0, 0), (1, 0)), constant_values=RNAMSM.ids["<cls>"]
         )
         chosen = self._select(original.shape, sample)
         shown = original.copy()
         shown.flat[chosen] = self._replace(original, chosen, sample)
-        return self._batch(original, shown, chosen, chosen_rows, start)
+        return self._batch(original, shown, chosen, chosen_rows, columns)
 
-    def _rows(self, depth: int, rows: int, sample: npt.NDArray[np.uint64]) -> I64:
+    def _query(self, alignment: Alignment, sample: npt.NDArray[np.uint64]) -> tuple[int, I64]:
+        """(the row that is always drawn, the columns that count: all, or those that a random query has letters in).
+
+        Dropping the other columns makes a family's consensus frame look like the alignments the model was published
+        with, whose queries have no gaps (specs: rnamsm 3.4). Rows that have no letters left go too, as in `prepare`.
+        """
+        if self.config.query == "first":
+            return 0, np.arange(alignment.columns)
+        query = draw_query(alignment.depth, _key("query", sample))
+        return query, np.flatnonzero(alignment.rows(np.array([query]))[0] != _GAP)
+
+    def _rows(self, depth: int, rows: int, query: int, sample: npt.NDArray[np.uint64]) -> I64:
         config, candidates = self.config, None
         if config.deleted_blocks:
-            candidates = outside_blocks(depth, config.deleted_blocks, config.deleted_fraction, _key("blocks", sample))
-        return draw_rows(depth, rows, _key("rows", sample), candidates, config.with_replacement)
+            blocks = _key("blocks", sample)
+            candidates = outside_blocks(depth, config.deleted_blocks, config.deleted_fraction, blocks, query)
+        return draw_rows(depth, rows, _key("rows", sample), candidates, config.with_replacement, query)
 
     def _select(self, shape: tuple[int, ...], sample: npt.NDArray[np.uint64]) -> I64:
         """Places in the flattened alignment, ascending; never `<cls>`."""
@@ -204,7 +211,7 @@ class MSA:
         return np.select(kinds, [np.full_like(tokens, RNAMSM.ids[RNAMSM.mask]), letters, profile], tokens)
 
     def _batch(
-        self, original: I64, shown: I64, chosen: I64, rows: I64, start: int, *, empty: bool = False
+        self, original: I64, shown: I64, chosen: I64, rows: I64, columns: I64, *, empty: bool = False
     ) -> AlignmentBatch:
         n, width = len(chosen), original.shape[1]
         pad = RNAMSM.ids[RNAMSM.pad]
@@ -220,7 +227,7 @@ class MSA:
             nucleotides=np.array([] if empty else [nucleotides], dtype=np.int64),
             target_sample=np.zeros(n, dtype=np.int64),
             target_row=rows[chosen // width],
-            target_nucleotide=chosen % width - 1 + start,
+            target_nucleotide=columns[chosen % width - 1],
             target_width=np.ones(n, dtype=np.int64),
         )
 
@@ -255,8 +262,10 @@ class MSA:
     def described(self) -> dict[str, object]:
         """For the model card: what it is trained to do, in words."""
         config = self.config
+        own = "row 0" if config.query == "first" else "a random row, another one in each epoch, without its gap columns"
         return {
             "Tokens": "nucleotides and gaps of an alignment, and `<cls>` in front of every row",
+            "Query": own,
             "Tokens per alignment in training": f"{config.max_tokens:,}, at most {config.max_rows:,} rows and "
             f"{config.max_columns:,} columns",
             "Objective": f"masked tokens of an alignment: {config.masked_fraction:.0%} selected ({config.select}), of "
@@ -280,31 +289,3 @@ def _key(purpose: str, sample: npt.NDArray[np.uint64]) -> int:
 
 def _ids(tokens: Sequence[str]) -> I64:
     return np.array([RNAMSM.ids[token] for token in tokens], dtype=np.int64)
-
-
-def _check(config: MSAConfig) -> None:
-    if config.max_columns < 2:
-        refuse("max_columns", config.max_columns, "at least 2: <cls> and a letter")
-    if config.max_rows < 1:
-        refuse("max_rows", config.max_rows, "at least 1")
-    if config.max_tokens < config.max_columns:
-        refuse("max_tokens", config.max_tokens, f"at least max_columns = {config.max_columns}, which is one row")
-    if config.deleted_blocks < 0:
-        refuse("deleted_blocks", config.deleted_blocks, "0 or more")
-    if not 0 < config.deleted_fraction < 1:
-        refuse("deleted_fraction", config.deleted_fraction, "between 0 and 1")
-    if not 0 < config.masked_fraction <= 1:
-        refuse("masked_fraction", config.masked_fraction, "above 0 and at most 1")
-    if config.select not in ("tokens", "columns"):
-        refuse("select", config.select, "tokens or columns")
-    if config.average not in ("alignments", "tokens"):
-        refuse("average", config.average, "alignments or tokens")
-    check_shares(config.mask_share, config.random_share)
-    rest = 1 - config.mask_share - config.random_share
-    if not 0 <= config.profile_share <= rest + 1e-9:
-        refuse("profile_share", config.profile_share, f"between 0 and {rest:.3g}, what mask and random shares leave")
-    pool = set(config.random_letters)
-    if not pool <= set(LETTERS) or len(pool) != len(config.random_letters) or len(pool) < 2:
-        refuse("random_letters", config.random_letters, f"two or more different letters of {LETTERS}")
-    if config.parity and config.random_differs:
-        refuse("random_differs", config.random_differs, "false with objective.parity: the original may keep a token")

@@ -30,7 +30,8 @@ from data.loader import Moment
 from models import MODELS
 from models.layers import attention
 from pretrain.objectives.mlm import MLM, MLMConfig
-from pretrain.objectives.msa import MSA, MSAConfig
+from pretrain.objectives.msa import MSA
+from pretrain.objectives.msa_config import MSAConfig
 from pretrain.objectives.reactivity import Reactivity, ReactivityConfig
 
 OBJECTIVES = {

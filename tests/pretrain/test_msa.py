@@ -17,7 +17,8 @@ from models.layouts import rnamsm as layout
 from models.rnamsm import ANSWERS, PAD, RNAMSMConfig
 from models.rnamsm import RNAMSM as Model
 from pretrain.errors import PretrainError
-from pretrain.objectives.msa import MSA, MSAConfig
+from pretrain.objectives.msa import MSA
+from pretrain.objectives.msa_config import MSAConfig
 from pretrain.schedule import learning_rate
 from tests.data.alignments import small_alignments
 from tests.pretrain.drawn_alignments import Drawn, keys
@@ -293,6 +294,7 @@ def test_cost_of_a_batch():
         ("max_columns", 1),
         ("max_rows", 0),
         ("max_tokens", 100),
+        ("query", "none"),
         ("deleted_blocks", -1),
         ("deleted_fraction", 1.0),
         ("masked_fraction", 0.0),

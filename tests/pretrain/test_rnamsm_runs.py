@@ -100,6 +100,17 @@ def test_ranks_may_change_on_the_way(corpus, tmp_path):
     assert len(losses(tmp_path / "changing")) == 12
 
 
+@pytest.mark.slow
+def test_random_queries_of_consensus_frames(tmp_path):
+    """Another row is the query each epoch: one and two ranks agree, and it is not the first row's run."""
+    frames = synthetic_alignments(tmp_path / "made", families=20, query="none")
+    options = ["budget.steps=null", "budget.epochs=2", "batch.sequences=5", "validation.sequences=4"]
+    for name, ranks, query in (("one", 1, "random"), ("two", 2, "random"), ("first", 1, "first")):
+        pretrain_well(new(frames, tmp_path, name, f"objective.query={query}", *options), ranks)
+    assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5, atol=0)
+    assert not np.allclose(losses(tmp_path / "one"), losses(tmp_path / "first"), rtol=1e-3, atol=0)
+
+
 # Learning
 
 

@@ -19,7 +19,8 @@ from data.errors import DataError
 from models.rnamsm import RNAMSM, RNAMSMConfig
 from pretrain import contacts
 from pretrain.distributed import OtherRankFailed, World
-from pretrain.objectives.msa import MSA, MSAConfig
+from pretrain.objectives.msa import MSA
+from pretrain.objectives.msa_config import MSAConfig
 from pretrain.validation_alignments import PROBE_KNOWN, AlignmentValidation, letter_frequencies, profile
 from tests.data.alignments import Family, config, many_families, write_stockholm
 from tests.models.conftest import telling_weights

@@ -23,7 +23,8 @@ def main(stage: int, checkpointing: bool) -> None:
     from pretrain import distributed
     from pretrain.config import DeepSpeedConfig, OptimizerConfig, Recipe
     from pretrain.engine import Engine
-    from pretrain.objectives.msa import MSA, MSAConfig
+    from pretrain.objectives.msa import MSA
+    from pretrain.objectives.msa_config import MSAConfig
     from tests.pretrain.drawn_alignments import Drawn
 
     world = distributed.start(threads=1)

@@ -18,7 +18,8 @@ def main(corpus: str, stage: int) -> None:
     from pretrain import distributed
     from pretrain.config import DeepSpeedConfig, OptimizerConfig, Recipe
     from pretrain.engine import Engine
-    from pretrain.objectives.msa import MSA, MSAConfig
+    from pretrain.objectives.msa import MSA
+    from pretrain.objectives.msa_config import MSAConfig
     from pretrain.validation_alignments import AlignmentValidation
     from tests.models.conftest import telling_weights
 
