@@ -159,7 +159,7 @@ def _validations(stage: StagePlan) -> str:
     if stage.validations == 0:
         return "none"
     count = "?" if stage.validations is None else f"{stage.validations:,}"
-    return f"{count} of {stage.samples.settings.validation.sequences:,}"
+    return f"{count} of {stage.samples.held_out:,}, {_seconds(stage.validation_seconds)} s each"
 
 
 def _seconds(seconds: float) -> str:

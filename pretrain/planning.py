@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.layout import plan_step
 from pretrain import recipe
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.gpus import GPU
 from pretrain.planning_memory import States, checkpoint_bytes, states, usable
 from pretrain.planning_model import ModelCost
-from pretrain.planning_network import Network, step_seconds
+from pretrain.planning_network import Network
 from pretrain.planning_samples import Assumed, Samples, stages_of
+from pretrain.planning_time import StepTime, step_time, validation_seconds
 
 LARGEST_BUDGET = 2**26
 COPY = 5e9  # bytes per second at which a rank copies what it owns into pinned memory of the host; PCIe 3 has 12e9
@@ -53,21 +53,6 @@ class ZeroStage:
 
 
 @dataclass
-class StepTime:
-    """Seconds of a step on some number of GPUs."""
-
-    ranks: int
-    compute: float  # of the busiest rank
-    communication: float  # that arithmetic does not hide
-    micro_batches: float  # per rank
-    balance: float  # mean work of a rank over that of the busiest
-
-    @property
-    def seconds(self) -> float:
-        return self.compute + self.communication
-
-
-@dataclass
 class StagePlan:
     """One stage of a recipe."""
 
@@ -82,6 +67,7 @@ class StagePlan:
     activations_recomputed: float
     zero: list[ZeroStage]
     time: StepTime
+    validation_seconds: float  # of one
 
     @property
     def steps(self) -> int | None:
@@ -132,11 +118,12 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole run: steps, the waits for checkpoints, and the last of them whole."""
+        """Of the whole run: steps, validations, the waits for checkpoints, and the last of them whole."""
         if self.steps is None or self.checkpoints is None:
             return None
-        training = sum((stage.steps or 0) * stage.time.seconds for stage in self.stages)
-        return training + max(self.checkpoints - 1, 0) * self.wait_seconds + self.save_seconds
+        steps = sum((stage.steps or 0) * stage.time.seconds for stage in self.stages)
+        validations = sum((stage.validations or 0) * stage.validation_seconds for stage in self.stages)
+        return steps + validations + max(self.checkpoints - 1, 0) * self.wait_seconds + self.save_seconds
 
     @property
     def cost(self) -> float | None:
@@ -212,7 +199,8 @@ def _prepared(settings: Recipe, assumptions: Assumptions) -> list[tuple[Samples,
 def _stage(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumptions) -> StagePlan:
     own = samples.settings
     budget = own.batch.tokens_per_micro_batch
-    time, share = _time(samples, model, ranks, assumptions)
+    rate = peak(own, assumptions.gpu) * assumptions.mfu
+    time, share = step_time(samples, model, ranks, rate, assumptions.network)
     shapes = np.unique(np.concatenate([drawn.shapes for drawn in samples.drawn]), axis=0)
     unit = {"sequences": "tokens", "alignments": "tokens of one alignment", "reactivity": "weighted nucleotides"}
     largest = min(budget, share)
@@ -229,10 +217,11 @@ def _stage(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumpti
         block = kept / own.model.layers
         peaks = (held.peak(activations, block * own.model.checkpointing), held.peak(kept), held.peak(recomputed, block))
         zero.append(ZeroStage(stage, refused, held, *peaks, fits=not refused and peaks[0] <= room, largest=most))
+    flops = float(np.mean([model.flops(drawn.shapes).sum() for drawn in samples.drawn]))
     return StagePlan(
         samples.stage,
         samples,
-        float(np.mean([model.flops(drawn.shapes).sum() for drawn in samples.drawn])),
+        flops,
         float(np.mean([drawn.shapes.prod(axis=1).sum() for drawn in samples.drawn])),
         unit[samples.kind],
         largest,
@@ -241,28 +230,8 @@ def _stage(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumpti
         recomputed,
         zero,
         time,
+        validation_seconds(samples, flops, ranks, rate),
     )
-
-
-def _time(samples: Samples, model: ModelCost, ranks: int, assumptions: Assumptions) -> tuple[StepTime, int]:
-    """(seconds of a step; the largest micro-batch that any rank has, in the unit of the budget)."""
-    own = samples.settings
-    rate = peak(own, assumptions.gpu) * assumptions.mfu
-    stage, budget = own.deepspeed.zero_stage, own.batch.tokens_per_micro_batch
-    compute, micro_batches, balance, largest = [], [], [], 0
-    for drawn in samples.drawn:
-        flops = model.flops(drawn.shapes)
-        layout = plan_step(drawn.costs, ranks, budget, samples.alone, samples.padded)
-        work = np.array([[flops[batch].sum() for batch in mine] for mine in layout])  # [ranks, micro-batches]
-        # Ranks wait for each other in every micro-batch where its backward pass has collectives, else in the step.
-        busiest = work.max(axis=0).sum() if stage >= 2 else work.sum(axis=1).max()
-        compute.append(busiest / rate)
-        balance.append(work.sum() / ranks / busiest)
-        micro_batches.append(work.shape[1])
-        largest = max(largest, *(int(drawn.costs[batch].sum()) for mine in layout for batch in mine))
-    seconds, count = float(np.mean(compute)), float(np.mean(micro_batches))
-    waiting = step_seconds(model, own, stage, ranks, assumptions.network, count, seconds)
-    return StepTime(ranks, seconds, waiting, count, float(np.mean(balance))), largest
 
 
 def _largest(samples: Samples, model: ModelCost, held: States, room: float, shapes: np.ndarray) -> int | None:

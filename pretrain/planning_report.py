@@ -62,7 +62,8 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "flops_per_step": stage.flops,
         "epochs": stage.samples.epochs,
         "validations": stage.validations,
-        "validation_sequences": stage.samples.settings.validation.sequences,
+        "validation_sequences": stage.samples.held_out,
+        "validation_seconds": stage.validation_seconds,
         "micro_batch": stage.micro_batch,
         "micro_batch_unit": stage.unit,
         "activation_bytes": stage.activations,
@@ -134,5 +135,6 @@ def assumptions(found: Plan) -> list[str]:
         f"Of {own.gpu.memory_gib:g} GiB, {CONTEXT / 2**30:.1f} GiB go to CUDA and NCCL and {FRAGMENTED:.0%} to "
         "fragmentation; activations are those of the eager model with a fused attention kernel."
     )
-    lines.append("The time of validations, of reading data at the start, and of waiting for a queue is not counted.")
+    lines.append("A validation is a forward pass of its samples, taken to be as large as those of training.")
+    lines.append("The time of reading data at the start and of waiting for a queue is not counted.")
     return lines

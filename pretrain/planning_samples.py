@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import randomness
-from data.manifest import MANIFEST
+from data.manifest import MANIFEST, read_manifest
 from data.mixture import Mixture
 from data.msa_sampling import Limits
 from pretrain import recipe
@@ -49,6 +49,7 @@ class Samples:
     alone: bool  # one sample per micro-batch
     drawn: list[Drawn]
     steps: int | None  # None: the recipe counts epochs and nobody knows how long one is
+    held_out: int  # samples of a validation, over all corpora
     epochs: dict[str, float] = field(default_factory=dict)  # by corpus
     assumed: str | None = None  # what was assumed in place of a corpus
 
@@ -124,9 +125,27 @@ def _from_corpora(name: str, settings: Recipe, seed: int, objective: Any) -> Sam
             shapes[:, 1] = mixture.lengths[ids]
         drawn.append(Drawn(costs, shapes))
     epochs_by_corpus = mixture.epochs_by_corpus(steps)
+    held_out = _held_out(settings, [corpus.manifest for corpus in corpora.values()])
     for corpus in corpora.values():
         corpus.close()
-    return Samples(name, settings, objective.kind, objective.one_per_micro_batch, drawn, steps, epochs_by_corpus)
+    return Samples(
+        name, settings, objective.kind, objective.one_per_micro_batch, drawn, steps, held_out, epochs_by_corpus
+    )
+
+
+def _held_out(settings: Recipe, manifests: list[dict[str, Any]]) -> int:
+    """Samples of a validation: at most `validation.sequences` of each corpus, or of `data.validation` alone."""
+    most, alone = settings.validation.sequences, settings.data.validation
+    if alone is not None:
+        manifests = [read_manifest(Path(alone))] if _is_there(alone) else []
+    if not manifests:
+        return most
+    splits = [manifest["splits"]["validation"] for manifest in manifests]
+    # Of a cluster one sequence.
+    counts = [
+        next(split[what] for what in ("clusters", "sequences", "alignments") if what in split) for split in splits
+    ]
+    return sum(min(most, count) for count in counts)
 
 
 def _from_recipe(name: str, settings: Recipe, objective_class: Any, assumed: Assumed, why: str) -> Samples:
@@ -156,5 +175,6 @@ def _from_recipe(name: str, settings: Recipe, objective_class: Any, assumed: Ass
         epochs = {Path(str(settings.data.corpus).rstrip("/")).name: steps * n / assumed.samples_per_epoch}
     drawn = Drawn(np.full(n, cost, dtype=np.int64), np.tile(np.array(shape, dtype=np.int64), (n, 1)))
     given = "as given" if assumed.tokens is not None else "the most there can be" * (kind != "reactivity")
+    held_out = settings.validation.sequences * (1 if settings.data.validation else max(len(settings.data.mixture), 1))
     text = f"{why}, so every sample is taken to have {what}" + (f", {given}" if given else "")
-    return Samples(name, settings, kind, objective_class.one_per_micro_batch, [drawn], steps, epochs, text)
+    return Samples(name, settings, kind, objective_class.one_per_micro_batch, [drawn], steps, held_out, epochs, text)

@@ -32,7 +32,7 @@ def test_tables_say_what_was_assumed(run):
     assert "not/there is not here, so every sample is taken to have 1,024 tokens" in out
     assert "ZeRO 1 (recipe)" in out
     assert "A step on more GPUs" in out
-    assert re.search(r"validations, samples of each +│ +76 of 8,192", out)
+    assert re.search(r"validations, samples of each +│ +76 of 8,192, [0-9.]+ s each", out)
 
 
 def test_json_holds_the_same_figures(run):
@@ -43,7 +43,12 @@ def test_json_holds_the_same_figures(run):
     assert (found["stages"][0]["validations"], found["stages"][0]["validation_sequences"]) == (76, 8192)
     assert found["cost"] == pytest.approx(found["gpu_hours"] * 2.5)
     waiting = (found["checkpoints_written"] - 1) * found["checkpoint_wait_seconds"] + found["checkpoint_seconds"]
-    assert found["seconds"] == pytest.approx(75_893 * found["stages"][0]["seconds_per_step"] + waiting)
+    (stage,) = found["stages"]
+    forward = stage["flops_per_step"] / stage["sequences_per_step"] / 3
+    rate = found["gpus"] * 0.4 * found["gpu"]["tera_half"] * 1e12
+    assert stage["validation_seconds"] == pytest.approx(8192 * forward / rate)
+    training = 75_893 * stage["seconds_per_step"] + 76 * stage["validation_seconds"]
+    assert found["seconds"] == pytest.approx(training + waiting)
     assert [row["gpus"] for row in found["sweep"]] == plan.SWEPT
     assert next(row for row in found["sweep"] if row["gpus"] == 8)["seconds_per_step"] == pytest.approx(
         found["stages"][0]["seconds_per_step"]

@@ -216,7 +216,8 @@ def test_a_plan_of_the_published_recipe_without_its_corpus():
     assert found.save_seconds == pytest.approx(12 * found.parameters / 1e9)
     copy = 12 * found.parameters / found.ranks / 5e9
     assert found.wait_seconds == pytest.approx(copy)
-    assert found.seconds == pytest.approx(75_893 * stage.time.seconds + 75 * copy + found.save_seconds)
+    training = 75_893 * stage.time.seconds + 76 * stage.validation_seconds
+    assert found.seconds == pytest.approx(training + 75 * copy + found.save_seconds)
     assert found.cost == pytest.approx(found.seconds / 3600 * 8 * 2.0)
     assert stage.samples.epochs == {"there": pytest.approx(6.0, abs=1e-4)}
     assert "not/there is not here" in stage.samples.assumed
@@ -250,7 +251,8 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(name):
 def test_lengths_come_from_the_corpus(synthetic_corpus):
     from data.index import Corpus
 
-    settings = recipe.load(TINY, [f"data.corpus={synthetic_corpus}", "batch.sequences=64", "budget.steps=40"])
+    options = [f"data.corpus={synthetic_corpus}", "batch.sequences=64", "budget.steps=40", "validation.sequences=5"]
+    settings = recipe.load(TINY, options)
     (samples,) = stages_of(settings, Assumed())
     corpus = Corpus.open(synthetic_corpus)
     expected = np.minimum(np.asarray(corpus.lengths).astype(int) + 2, 128)
@@ -261,6 +263,11 @@ def test_lengths_come_from_the_corpus(synthetic_corpus):
     assert set(drawn.tolist()) <= set(expected.tolist())
     assert drawn.mean() == pytest.approx(expected.mean(), rel=0.05)
     assert samples.epochs == {"corpus": 40 * 64 / corpus.count}
+    assert samples.held_out == 5 < Corpus.open(synthetic_corpus, "validation").count
+    (fewer,) = stages_of(
+        recipe.load(TINY, [f"data.corpus={synthetic_corpus}", "validation.sequences=10000"]), Assumed()
+    )
+    assert fewer.held_out == Corpus.open(synthetic_corpus, "validation").count
     again = stages_of(settings, Assumed())[0]
     assert all((a.costs == b.costs).all() for a, b in zip(samples.drawn, again.drawn, strict=True))
 
@@ -268,10 +275,12 @@ def test_lengths_come_from_the_corpus(synthetic_corpus):
 def test_stages_and_mixtures(synthetic_corpus):
     mixture = f"[{{corpus: {synthetic_corpus}, name: a, weight: 3}}, {{corpus: {synthetic_corpus}, name: b}}]"
     stages = f"{{one: {{budget: {{steps: 30}}}}, two: {{budget: {{steps: 10}}, data: {{mixture: {mixture}}}}}}}"
-    settings = recipe.load(TINY, [f"data.corpus={synthetic_corpus}", "budget.steps=null", f"stages={stages}"])
+    options = [f"data.corpus={synthetic_corpus}", "budget.steps=null", "validation.sequences=64"]
+    settings = recipe.load(TINY, [*options, f"stages={stages}"])
     found = planning.plan(settings, 2, assumptions())
     assert [stage.name for stage in found.stages] == ["one", "two"]
     assert found.steps == 40
+    assert [stage.samples.held_out for stage in found.stages] == [64, 128]  # of each corpus
     epochs = found.stages[1].samples.epochs
     assert epochs["a"] == pytest.approx(3 * epochs["b"])
     assert found.checkpoints == 2
