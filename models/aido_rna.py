@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models import checks
 from models.aido_rna_cost import activation_bytes, count_parameters, flops
-from models.errors import ModelError
+from models.layers import recompute
 from models.layers.attention import KERNELS, attention
 from models.layers.rotary import apply_rotary, rotary_angles
 from models.layers.swish_gate import Linear
@@ -75,33 +75,16 @@ class AidoRNAConfig:
     @classmethod
     def named(cls, size: str, **overrides: Any) -> AidoRNAConfig:
         """The published sizes 1m, 25m, 650m and 1b6; ``overrides`` replace single fields."""
-        if size not in _SIZES:
-            raise ModelError(f"AIDO.RNA has no size {size!r}; choose one of {', '.join(_SIZES)}")
-        return replace(cls(**_SIZES[size]), **overrides)
+        return replace(cls(**checks.published("AIDO.RNA", _SIZES, size)), **overrides)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "ffn", "vocab"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"AIDO.RNA: {name} must be a whole number of at least 1, not {value!r}")
-        if self.width % (2 * self.heads):
-            raise ModelError(
-                f"AIDO.RNA: width {self.width} must be a multiple of twice the {self.heads} heads,"
-                " because rotary positions pair the two halves of each head"
-            )
-        if self.vocab <= LAST_SPECIAL:
-            raise ModelError(
-                f"AIDO.RNA: vocab {self.vocab} leaves out the special tokens, whose ids are 0 to {LAST_SPECIAL}"
-            )
-        for name in ("attention_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"AIDO.RNA: {name} must be in [0, 1), not {getattr(self, name)!r}")
-        if self.norm not in ("layer", "rms"):
-            raise ModelError(f"AIDO.RNA: norm must be layer or rms, not {self.norm!r}")
-        if self.init not in ("scaled", "normal"):
-            raise ModelError(f"AIDO.RNA: init must be scaled or normal, not {self.init!r}")
-        if self.kernel not in ("auto", *KERNELS):
-            raise ModelError(f"AIDO.RNA: kernel must be auto, {', '.join(KERNELS)}, not {self.kernel!r}")
+        checks.whole_numbers("AIDO.RNA", self, ("layers", "width", "heads", "ffn", "vocab"))
+        checks.heads("AIDO.RNA", self, rotary=True)
+        checks.special_tokens("AIDO.RNA", self.vocab, LAST_SPECIAL)
+        checks.dropouts("AIDO.RNA", self, ("attention_dropout", "residual_dropout"))
+        checks.one_of("AIDO.RNA", self, "norm", ("layer", "rms"))
+        checks.one_of("AIDO.RNA", self, "init", ("scaled", "normal"))
+        checks.one_of("AIDO.RNA", self, "kernel", ("auto", *KERNELS))
 
     @property
     def head_dim(self) -> int:
@@ -144,12 +127,8 @@ class AidoRNA(nn.Module):
         if config.residual_dropout:
             x_Td = F.dropout(x_Td, config.residual_dropout, self.training)
         cos, sin = rotary_angles(positions, config.head_dim)
-        recompute = config.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            if recompute:  # dropout draws the same numbers again: the generator's state is kept with each block
-                x_Td = checkpoint(block, x_Td, cos, sin, cu_seqlens, max_seqlen, use_reentrant=False)
-            else:
-                x_Td = block(x_Td, cos, sin, cu_seqlens, max_seqlen)
+            x_Td = recompute.run(block, x_Td, cos, sin, cu_seqlens, max_seqlen, recompute=config.checkpointing)
         return self.final_norm(x_Td)
 
     @torch.no_grad()

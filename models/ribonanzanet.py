@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models import checks
 from models.errors import ModelError
+from models.layers import recompute
 from models.layers.handed import HandedLinear, HandedNorm
 from models.layers.pair import OuterProduct, RelativePosition, axis_dropout
 from models.layers.pair_bias import pair_bias
@@ -95,18 +96,13 @@ class RibonanzaNetConfig:
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RibonanzaNetConfig:
         """The published size base, or the small nano; ``overrides`` replace single fields."""
-        if size not in _SIZES:
-            raise ModelError(f"RibonanzaNet has no size {size!r}; choose one of {', '.join(_SIZES)}")
-        layers, width, heads, ffn, pair = _SIZES[size]
+        layers, width, heads, ffn, pair = checks.published("RibonanzaNet", _SIZES, size)
         return replace(cls(layers=layers, width=width, heads=heads, ffn=ffn, pair=pair), **overrides)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "ffn", "pair", "outer", "kernel_size", "channels", "triangle_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"RibonanzaNet: {name} must be a whole number of at least 1, not {value!r}")
-        if not isinstance(self.reach, int) or self.reach < 0:
-            raise ModelError(f"RibonanzaNet: reach must be a whole number of at least 0, not {self.reach!r}")
+        names = ("layers", "width", "heads", "ffn", "pair", "outer", "kernel_size", "channels", "triangle_heads")
+        checks.whole_numbers("RibonanzaNet", self, names)
+        checks.whole_numbers("RibonanzaNet", self, ("reach",), least=0)
         if self.kernel_size % 2 == 0:
             raise ModelError(f"RibonanzaNet: kernel_size must be odd to keep the length, not {self.kernel_size}")
         for whole, parts in (("width", "heads"), ("pair", "triangle_heads")):
@@ -115,12 +111,9 @@ class RibonanzaNetConfig:
                     f"RibonanzaNet: {whole} {getattr(self, whole)} must be a multiple of the"
                     f" {getattr(self, parts)} {parts}"
                 )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"RibonanzaNet: {name} must be in [0, 1), not {getattr(self, name)!r}")
+        checks.dropouts("RibonanzaNet", self, ("dropout", "attention_dropout"))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ModelError(f"RibonanzaNet: {name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+            checks.one_of("RibonanzaNet", self, name, choices)
         if self.triangle_kernel == "cuequivariance" and (self.pair % MULTIPLE or self.mask_mode == "signed"):
             raise ModelError(
                 f"RibonanzaNet: triangle_kernel cuequivariance wants a pair width that is a multiple of {MULTIPLE} and"
@@ -231,12 +224,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``kept_BL1`` multiplies s before the convolution. ``skip_pair``: z is updated at one made-up place only."""
         steps = (s_BLd, z_BLLp, kept_BL1, mask, skip_pair)
-        if self.checkpointing and torch.is_grad_enabled():
-            # Dropout draws the same numbers again: the generator's state is kept. The transition, which keeps no more
-            # than its input, is not computed again.
-            s, z = checkpoint(self._to_transition, *steps, use_reentrant=False)
-        else:
-            s, z = self._to_transition(*steps)
+        # The transition keeps no more than its input, and is not computed again.
+        s, z = recompute.run(self._to_transition, *steps, recompute=self.checkpointing)
         return s, self.pair.transition(z)
 
     def _to_transition(

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.errors import ModelError
+from models import checks
+from models.layers import recompute
 from models.layers.attention import KERNELS, attention
 from models.layers.packing import sequence_of_token
 from models.layers.rotary import apply_rotary, rotary_angles
@@ -80,30 +80,16 @@ class RiNALMoConfig:
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RiNALMoConfig:
         """The published sizes giga, mega, micro and nano; ``overrides`` replace single fields."""
-        if size not in _SIZES:
-            raise ModelError(f"RiNALMo has no size {size!r}; choose one of {', '.join(_SIZES)}")
-        layers, width, heads, ffn = _SIZES[size]
+        layers, width, heads, ffn = checks.published("RiNALMo", _SIZES, size)
         return replace(cls(layers=layers, width=width, heads=heads, ffn=ffn), **overrides)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "ffn", "vocab", "ffn_pad_to"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"RiNALMo: {name} must be a whole number of at least 1, not {value!r}")
-        if self.width % (2 * self.heads):
-            raise ModelError(
-                f"RiNALMo: width {self.width} must be a multiple of twice the {self.heads} heads,"
-                " because rotary positions pair the two halves of each head"
-            )
-        if self.vocab <= MASK:
-            raise ModelError(f"RiNALMo: vocab {self.vocab} leaves out the special tokens, whose ids are 0 to {MASK}")
-        for name in ("attention_dropout", "residual_dropout", "transition_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"RiNALMo: {name} must be in [0, 1), not {getattr(self, name)!r}")
-        if self.init not in ("torch", "normal"):
-            raise ModelError(f"RiNALMo: init must be torch or normal, not {self.init!r}")
-        if self.kernel not in ("auto", *KERNELS):
-            raise ModelError(f"RiNALMo: kernel must be auto, {', '.join(KERNELS)}, not {self.kernel!r}")
+        checks.whole_numbers("RiNALMo", self, ("layers", "width", "heads", "ffn", "vocab", "ffn_pad_to"))
+        checks.heads("RiNALMo", self, rotary=True)
+        checks.special_tokens("RiNALMo", self.vocab, MASK)
+        checks.dropouts("RiNALMo", self, ("attention_dropout", "residual_dropout", "transition_dropout"))
+        checks.one_of("RiNALMo", self, "init", ("torch", "normal"))
+        checks.one_of("RiNALMo", self, "kernel", ("auto", *KERNELS))
 
     @property
     def head_dim(self) -> int:
@@ -148,12 +134,8 @@ class RiNALMo(nn.Module):
         """The representation [T, d]: the output of the last block after the final layer norm. Arguments as above."""
         x_Td = self.embed(tokens) * self._token_dropout(tokens, cu_seqlens)
         cos, sin = rotary_angles(positions, self.config.head_dim)
-        recompute = self.config.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            if recompute:  # dropout draws the same numbers again: the generator's state is kept with each block
-                x_Td = checkpoint(block, x_Td, cos, sin, cu_seqlens, max_seqlen, use_reentrant=False)
-            else:
-                x_Td = block(x_Td, cos, sin, cu_seqlens, max_seqlen)
+            x_Td = recompute.run(block, x_Td, cos, sin, cu_seqlens, max_seqlen, recompute=self.config.checkpointing)
         return self.final_norm(x_Td)
 
     def _token_dropout(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from models import packed_cost
+
 if TYPE_CHECKING:
     from models.rinalmo import RiNALMoConfig
 
@@ -20,18 +22,12 @@ def count_parameters(config: RiNALMoConfig, *, padded: bool = False) -> int:
 
 
 def flops(config: RiNALMoConfig, lengths: Iterable[int], targets: int | None = None) -> float:
-    """FLOPs of one forward and backward pass over sequences of ``lengths`` tokens, ``targets`` of them predicted.
+    """Useful FLOPs of a forward and backward pass over sequences of ``lengths`` tokens (`packed_cost.flops`; spec 1.4).
 
-    Six per parameter of the encoder and token, six per parameter of the head and target (every token is a target if
-    ``targets`` is None), and 12 · layers · width · length² for attention scores and sums (spec 1.4). The embedding is a
-    look-up and costs none. Useful work only: neither feed-forward pads, nor padding of sequences, nor recomputation
-    under checkpointing count, so that this over time and peak is the model-FLOPs utilisation.
+    ``targets`` of them are predicted, all if it is None. Pads of feed-forward layers do not count.
     """
-    lengths = list(lengths)
-    tokens = sum(lengths)
-    linear = 6.0 * _encoder_parameters(config, config.ffn) * tokens
-    head = 6.0 * _head_parameters(config) * (tokens if targets is None else targets)
-    return linear + head + 12.0 * config.layers * config.width * sum(n * n for n in lengths)
+    encoder, head = _encoder_parameters(config, config.ffn), _head_parameters(config)
+    return packed_cost.flops(config, encoder, head, lengths, targets)
 
 
 def activation_bytes(
@@ -60,10 +56,7 @@ def activation_bytes(
     masks = 2 * d * (config.residual_dropout > 0) + f * (config.transition_dropout > 0)
     statistics = 4 * (4 + config.heads)  # mean and deviation of two norms, log-sum-exp of each head
     block = tokens * (stream + branches + masks + statistics) + padded_tokens * 4 * d * element_bytes
-    if config.checkpointing:  # the input of every block, and one block at a time in full
-        blocks = config.layers * tokens * d * residual + block
-    else:
-        blocks = config.layers * block
+    blocks = packed_cost.blocks_bytes(config, block, tokens * d * residual)
     head = targets * (4 * d * element_bytes + config.vocab * (element_bytes + 8))  # logits, fp32 copy and softmax
     return int(blocks + tokens * d * (residual + element_bytes) + head)
 

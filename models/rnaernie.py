@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models import checks
 from models.errors import ModelError
+from models.layers import recompute
 from models.layers.attention import KERNELS, attention
 from models.layers.swish_gate import Linear
 from models.layers.tied_embedding import TiedEmbedding, VocabularyBias
@@ -66,27 +67,16 @@ class RNAErnieConfig:
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RNAErnieConfig:
         """The published size base, and nano for tests; ``overrides`` replace single fields."""
-        if size not in _SIZES:
-            raise ModelError(f"RNAErnie has no size {size!r}; choose one of {', '.join(_SIZES)}")
-        layers, width, heads, ffn = _SIZES[size]
+        layers, width, heads, ffn = checks.published("RNAErnie", _SIZES, size)
         return replace(cls(layers=layers, width=width, heads=heads, ffn=ffn), **overrides)
 
     def __post_init__(self) -> None:
-        for name, least in {"layers": 1, "width": 1, "heads": 1, "ffn": 1, "vocab": 1, "max_positions": 2}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ModelError(f"RNAErnie: {name} must be a whole number of at least {least}, not {value!r}")
-        if self.width % self.heads:
-            raise ModelError(f"RNAErnie: width {self.width} must be a multiple of the {self.heads} heads")
-        if self.vocab <= LAST_SPECIAL:
-            raise ModelError(
-                f"RNAErnie: vocab {self.vocab} leaves out the special tokens, whose ids are 0 to {LAST_SPECIAL}"
-            )
-        for name in ("attention_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"RNAErnie: {name} must be in [0, 1), not {getattr(self, name)!r}")
-        if self.kernel not in ("auto", *KERNELS):
-            raise ModelError(f"RNAErnie: kernel must be auto, {', '.join(KERNELS)}, not {self.kernel!r}")
+        checks.whole_numbers("RNAErnie", self, ("layers", "width", "heads", "ffn", "vocab"))
+        checks.whole_numbers("RNAErnie", self, ("max_positions",), least=2)
+        checks.heads("RNAErnie", self)
+        checks.special_tokens("RNAErnie", self.vocab, LAST_SPECIAL)
+        checks.dropouts("RNAErnie", self, ("attention_dropout", "residual_dropout"))
+        checks.one_of("RNAErnie", self, "kernel", ("auto", *KERNELS))
 
     @property
     def head_dim(self) -> int:
@@ -142,12 +132,8 @@ class RNAErnie(nn.Module):
         x_Td = self.embed_norm(self.token_type(self.embed(tokens) + self.positions(positions)))
         if config.residual_dropout:
             x_Td = F.dropout(x_Td, config.residual_dropout, self.training)
-        recompute = config.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            if recompute:  # dropout draws the same numbers again: the generator's state is kept with each block
-                x_Td = checkpoint(block, x_Td, cu_seqlens, max_seqlen, use_reentrant=False)
-            else:
-                x_Td = block(x_Td, cu_seqlens, max_seqlen)
+            x_Td = recompute.run(block, x_Td, cu_seqlens, max_seqlen, recompute=config.checkpointing)
         return x_Td
 
     def pooled(self, r_Td: Tensor, cu_seqlens: Tensor) -> Tensor:

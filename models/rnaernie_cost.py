@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from models import packed_cost
+
 if TYPE_CHECKING:
     from models.rnaernie import RNAErnieConfig
 
@@ -22,19 +24,12 @@ def count_parameters(config: RNAErnieConfig) -> int:
 
 
 def flops(config: RNAErnieConfig, lengths: Iterable[int], targets: int | None = None) -> float:
-    """FLOPs of one forward and backward pass over sequences of ``lengths`` tokens, ``targets`` of them predicted.
+    """Useful FLOPs of a forward and backward pass over sequences of ``lengths`` tokens (`packed_cost.flops`; spec 10).
 
-    Six per parameter of the encoder and token, six per parameter of the head and target, the tied decoder among them
-    (every token is a target if ``targets`` is None), and 12 · layers · width · length² for attention scores and sums
-    (spec 10, three times the forward pass). The look-up of embeddings costs none. Useful work only: neither padding nor
-    recomputation counts.
+    ``targets`` of them are predicted, all if it is None. The tied matrix works in the head alone.
     """
-    lengths = list(lengths)
-    tokens = sum(lengths)
-    linear = 6.0 * _encoder_parameters(config) * tokens
-    per_target = 6.0 * (_head_parameters(config) + config.vocab * config.width)
-    head = per_target * (tokens if targets is None else targets)
-    return linear + head + 12.0 * config.layers * config.width * sum(n * n for n in lengths)
+    head = _head_parameters(config) + config.vocab * config.width
+    return packed_cost.flops(config, _encoder_parameters(config), head, lengths, targets)
 
 
 def activation_bytes(
@@ -61,10 +56,7 @@ def activation_bytes(
     masks = 2 * d * (config.residual_dropout > 0)
     statistics = 4 * (4 + config.heads)  # mean and deviation of two norms, log-sum-exp of each head
     block = tokens * (2 * d * residual + branches + masks + statistics) + padded_tokens * 4 * d * element_bytes
-    if config.checkpointing:  # the input of every block, and one block at a time in full
-        blocks = config.layers * tokens * d * residual + block
-    else:
-        blocks = config.layers * block
+    blocks = packed_cost.blocks_bytes(config, block, tokens * d * residual)
     # The head: its input, relu's output, what the norm gave; logits, fp32 copy and softmax.
     head = targets * (d * (2 * element_bytes + residual) + config.vocab * (element_bytes + 8))
     embedding = tokens * d * (residual + (config.residual_dropout > 0))

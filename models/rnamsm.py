@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models import checks
 from models.errors import ModelError
+from models.layers import recompute
 from models.layers.attention import KERNELS
 from models.layers.axial_attention import Branch, ColumnAttention, RowAttention
 from models.layers.dropout import dropout
@@ -62,25 +63,17 @@ class RNAMSMConfig:
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RNAMSMConfig:
         """The published size base, and nano of ours; ``overrides`` replace single fields."""
-        if size not in _SIZES:
-            raise ModelError(f"RNA-MSM has no size {size!r}; choose one of {', '.join(_SIZES)}")
-        layers, width, heads, ffn = _SIZES[size]
+        layers, width, heads, ffn = checks.published("RNA-MSM", _SIZES, size)
         return replace(cls(layers=layers, width=width, heads=heads, ffn=ffn), **overrides)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "ffn", "vocab", "max_positions", "piece_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"RNA-MSM: {name} must be a whole number of at least 1, not {value!r}")
-        if self.width % self.heads:
-            raise ModelError(f"RNA-MSM: width {self.width} must be a multiple of the {self.heads} heads")
+        names = ("layers", "width", "heads", "ffn", "vocab", "max_positions", "piece_tokens")
+        checks.whole_numbers("RNA-MSM", self, names)
+        checks.heads("RNA-MSM", self)
         if self.vocab <= max(ANSWERS):
             raise ModelError(f"RNA-MSM: vocab {self.vocab} leaves out the gap, whose id is {max(ANSWERS)}")
-        for name in ("attention_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ModelError(f"RNA-MSM: {name} must be in [0, 1), not {getattr(self, name)!r}")
-        if self.kernel not in ("auto", *KERNELS):
-            raise ModelError(f"RNA-MSM: kernel must be auto, {', '.join(KERNELS)}, not {self.kernel!r}")
+        checks.dropouts("RNA-MSM", self, ("attention_dropout", "residual_dropout"))
+        checks.one_of("RNA-MSM", self, "kernel", ("auto", *KERNELS))
 
     @property
     def head_dim(self) -> int:
@@ -151,13 +144,9 @@ class RNAMSM(nn.Module):
         most of a feed-forward layer.
         """
         x_BRLd = self.stem(self.embed(tokens), is_real)
-        recompute = self.config.checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             how = (is_real, maps is not None, target_index if i == self.config.layers - 1 else None)
-            if recompute:  # dropout draws the same numbers again: the generator's state is kept with each block
-                x_BRLd, attention_map = checkpoint(block, x_BRLd, *how, use_reentrant=False)
-            else:
-                x_BRLd, attention_map = block(x_BRLd, *how)
+            x_BRLd, attention_map = recompute.run(block, x_BRLd, *how, recompute=self.config.checkpointing)
             if maps is not None:
                 maps.append(attention_map)
         return x_BRLd

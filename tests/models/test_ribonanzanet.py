@@ -265,7 +265,7 @@ def test_configuration_errors_are_sentences():
         ({"layers": 0}, "layers"),
         ({"kernel_size": 4}, "odd"),
         ({"attention_dropout": 1.0}, "attention_dropout"),
-        ({"mask_mode": "bool"}, "fixed or none or signed or zero_logit"),
+        ({"mask_mode": "bool"}, "fixed, none, signed or zero_logit"),
         ({"attention_residual": "triple"}, "double or single"),
         ({"reach": -1}, "reach"),
         ({"mask_mode": "zero_logit", "triangle_attention": True}, "zero_logit with triangle_attention"),
