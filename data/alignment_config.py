@@ -9,7 +9,6 @@ sources:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ from omegaconf import MISSING
 
 from data import prepare_config, structured
 from data.alignment_columns import COLUMNS, QUERIES, ColumnRules
+from data.config_checks import Checks
 from data.errors import DataError
 from data.formats.alignment import FORMATS, SUFFIXES
-from data.rna_types import TYPES
 
 KIND = "alignments"
 # Keys that change no byte of the shards.
@@ -88,45 +87,26 @@ def load_alignment_config(file: str | Path | None, overrides: Sequence[str] = ()
 
 def check(where: str, config: AlignmentConfig) -> None:
     """Values that are of the right type but cannot work, each with a sentence (DataError)."""
-
-    def refuse(key: str, value: object, expected: str) -> None:
-        raise DataError(f"{where}: {key} is {value!r}, expected {expected}.")
-
-    formats = ("auto", *FORMATS)
-    for key, value, allowed in (
-        ("kind", config.kind, (KIND,)),
-        ("columns", config.columns, COLUMNS),
-        ("query", config.query, QUERIES),
-        ("split_by", config.split_by, ("family", "clan")),
-        *((f"sources[{i}].format", source.format, formats) for i, source in enumerate(config.sources)),
-    ):
-        if value not in allowed:
-            refuse(key, value, "one of " + ", ".join(allowed))
+    checks, formats = Checks(where), ("auto", *FORMATS)
+    checks.one_of(
+        (
+            ("kind", config.kind, (KIND,)),
+            ("columns", config.columns, COLUMNS),
+            ("query", config.query, QUERIES),
+            ("split_by", config.split_by, ("family", "clan")),
+            *((f"sources[{i}].format", source.format, formats) for i, source in enumerate(config.sources)),
+        )
+    )
     for key in ("exclude", "clans", "held_out"):
-        if getattr(config, key) and not Path(getattr(config, key)).is_file():
-            raise DataError(f"{where}: {key}: {getattr(config, key)} does not exist; mend the path.")
-    if not config.name or config.name.startswith(".") or "/" in config.name:
-        refuse("name", config.name, "a plain name without slashes")
+        checks.file(key, getattr(config, key))
+    checks.name(config.name)
     if not 0 <= config.max_gaps <= 1:
-        refuse("max_gaps", config.max_gaps, "a share from 0 to 1")
-    if not 0 <= config.validation_fraction < 1:
-        refuse("validation_fraction", config.validation_fraction, "a fraction from 0 to below 1")
-    for key in ("min_columns", "min_depth", "shard_megabytes"):
-        if getattr(config, key) < 1:
-            refuse(key, getattr(config, key), "at least 1")
-    if config.max_columns and config.max_columns < config.min_columns:
-        refuse("max_columns", config.max_columns, f"0 (no limit) or at least min_columns ({config.min_columns})")
-    if config.max_rows and config.max_rows < config.min_depth:
-        refuse("max_rows", config.max_rows, f"0 (all rows) or at least min_depth ({config.min_depth})")
-    if not config.sources:
-        raise DataError(f"{where}: sources is empty; list at least one entry with `name` and `path`.")
-    names = [source.name for source in config.sources]
-    for i, source in enumerate(config.sources):
-        if names.index(source.name) != i:
-            refuse(f"sources[{i}].name", source.name, "a name that no other source has")
-        if source.type is not None and source.type not in TYPES:
-            near = difflib.get_close_matches(source.type, TYPES, n=1, cutoff=0.0)[0]
-            raise DataError(f"{where}: sources[{i}].type {source.type!r} is no RNA type; did you mean {near!r}?")
+        checks.refuse("max_gaps", config.max_gaps, "a share from 0 to 1")
+    checks.validation_fraction(config.validation_fraction)
+    checks.at_least(config, {"min_columns": 1, "min_depth": 1, "shard_megabytes": 1})
+    checks.limit(config, "max_columns", "min_columns")
+    checks.limit(config, "max_rows", "min_depth", "all rows")
+    checks.sources(config.sources)
 
 
 def source_files(source: AlignmentSource) -> list[Path]:

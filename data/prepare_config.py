@@ -6,7 +6,6 @@ Every mistake in it becomes one sentence that names the file, the key and the ne
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import glob
 import json
 import os
@@ -18,8 +17,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from data import structured
+from data.config_checks import Checks
 from data.errors import DataError
-from data.rna_types import TYPES
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".fas", ".ffn")
 # Keys that change neither the sequences nor their order nor the shards: they are not part of a corpus's identity.
@@ -116,60 +115,32 @@ def load_prepare_config(file: str | Path | None, overrides: Sequence[str] = (), 
 
 def check(where: str, config: PrepareConfig) -> None:
     """Values that are of the right type but cannot work, each with a sentence (DataError)."""
-
-    def refuse(key: str, value: object, expected: str) -> None:
-        raise DataError(f"{where}: {key} is {value!r}, expected {expected}.")
-
-    clusters = config.clusters
-    for key, value, allowed in (
-        ("ambiguity", config.ambiguity, ("keep", "drop", "N")),
-        ("inosine", config.inosine, ("keep", "drop", "N")),
-        ("other_letters", config.other_letters, ("drop", "N")),
-        ("reverse_complement", config.reverse_complement, ("keep", "merge")),
-        ("split_by", config.split_by, ("cluster", "sequence", "family")),
-        ("clusters.method", clusters.method, ("none", "mmseqs", "table")),
-        ("clusters.missing", clusters.missing, ("error", "singleton")),
-        *((f"exclude[{i}].action", entry.action, ("drop", "report")) for i, entry in enumerate(config.exclude)),
-    ):
-        if value not in allowed:
-            refuse(key, value, "one of " + ", ".join(allowed))
-    for section, part in (("clusters", clusters), *((f"exclude[{i}]", e) for i, e in enumerate(config.exclude))):
-        for key in ("identity", "coverage"):
-            if not 0 < getattr(part, key) <= 1:
-                refuse(f"{section}.{key}", getattr(part, key), "a fraction above 0 and up to 1")
-    for entry in config.exclude:
+    checks, clusters = Checks(where), config.clusters
+    checks.one_of(
+        (
+            ("ambiguity", config.ambiguity, ("keep", "drop", "N")),
+            ("inosine", config.inosine, ("keep", "drop", "N")),
+            ("other_letters", config.other_letters, ("drop", "N")),
+            ("reverse_complement", config.reverse_complement, ("keep", "merge")),
+            ("split_by", config.split_by, ("cluster", "sequence", "family")),
+            ("clusters.method", clusters.method, ("none", "mmseqs", "table")),
+            ("clusters.missing", clusters.missing, ("error", "singleton")),
+            *((f"exclude[{i}].action", entry.action, ("drop", "report")) for i, entry in enumerate(config.exclude)),
+        )
+    )
+    for i, entry in enumerate(config.exclude):
+        checks.fractions(f"exclude[{i}]", entry, ("identity", "coverage"))
         if not Path(entry.fasta).is_file():
             raise DataError(f"{where}: exclude: {entry.fasta} does not exist; download it or mend the path.")
-    if (clusters.method == "table") != bool(clusters.table):
-        raise DataError(f"{where}: clusters.table is the clustering of clusters.method=table: give both, or neither.")
-    if clusters.table and not Path(clusters.table).exists():
-        raise DataError(f"{where}: clusters.table: {clusters.table} does not exist; mend the path.")
+    checks.clusters(clusters)
     if config.held_out and config.split_by != "family":
-        refuse("split_by", config.split_by, "family, since held_out lists families")
-    if config.held_out and not Path(config.held_out).is_file():
-        raise DataError(f"{where}: held_out: {config.held_out} does not exist; mend the path.")
-    if not config.name or config.name.startswith(".") or "/" in config.name:
-        refuse("name", config.name, "a plain name without slashes")
-    if config.min_length < 1:
-        refuse("min_length", config.min_length, "a length of at least 1")
-    if config.max_length and config.max_length < config.min_length:
-        refuse("max_length", config.max_length, f"0 (no limit) or at least min_length ({config.min_length})")
-    if not 0 <= config.validation_fraction < 1:
-        refuse("validation_fraction", config.validation_fraction, "a fraction from 0 to below 1")
-    for key in ("validation_minimum", "threads"):
-        if getattr(config, key) < 0:
-            refuse(key, getattr(config, key), "a count of 0 or more")
-    if config.shard_megabytes < 1:
-        refuse("shard_megabytes", config.shard_megabytes, "at least 1")
-    if not config.sources:
-        raise DataError(f"{where}: sources is empty; list at least one entry with `name` and `path`.")
-    names = [source.name for source in config.sources]
-    for i, source in enumerate(config.sources):
-        if names.index(source.name) != i:
-            refuse(f"sources[{i}].name", source.name, "a name that no other source has")
-        if source.type is not None and source.type not in TYPES:
-            near = difflib.get_close_matches(source.type, TYPES, n=1, cutoff=0.0)[0]
-            raise DataError(f"{where}: sources[{i}].type {source.type!r} is no RNA type; did you mean {near!r}?")
+        checks.refuse("split_by", config.split_by, "family, since held_out lists families")
+    checks.file("held_out", config.held_out)
+    checks.name(config.name)
+    checks.at_least(config, {"min_length": 1, "validation_minimum": 0, "threads": 0, "shard_megabytes": 1})
+    checks.limit(config, "max_length", "min_length")
+    checks.validation_fraction(config.validation_fraction)
+    checks.sources(config.sources)
 
 
 def source_files(source: SourceConfig) -> list[Path]:

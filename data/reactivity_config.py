@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from data import structured
+from data.config_checks import Checks
 from data.errors import DataError
 from data.formats import openvaccine, rdat, reactivity_table
 from data.prepare_config import ClusterConfig
@@ -101,61 +102,40 @@ def load_reactivity_config(file: str | Path | None, overrides: Sequence[str] = (
 
 def check(where: str, config: ReactivityConfig) -> None:
     """Values that are of the right type but cannot work, each with a sentence (DataError)."""
-
-    def refuse(key: str, value: object, expected: str) -> None:
-        raise DataError(f"{where}: {key} is {value!r}, expected {expected}.")
-
-    clusters, split = config.clusters, config.split
-    for key, value, allowed in (
-        ("kind", config.kind, (KIND,)),
-        ("ambiguity", config.ambiguity, ("keep", "drop", "N")),
-        ("other_letters", config.other_letters, ("drop", "N")),
-        ("unpaired", config.unpaired, ("keep", "drop")),
-        ("split.by", split.by, ("sequence", "cluster")),
-        ("clusters.method", clusters.method, ("none", "mmseqs", "table")),
-        ("clusters.missing", clusters.missing, ("error", "singleton")),
-        *((f"split.of[{i}]", name, CLASSES) for i, name in enumerate(split.of)),
-    ):
-        if value not in allowed:
-            refuse(key, value, "one of " + ", ".join(allowed))
-    if not config.name or config.name.startswith(".") or "/" in config.name:
-        refuse("name", config.name, "a plain name without slashes")
+    checks, clusters, split = Checks(where), config.clusters, config.split
+    checks.one_of(
+        (
+            ("kind", config.kind, (KIND,)),
+            ("ambiguity", config.ambiguity, ("keep", "drop", "N")),
+            ("other_letters", config.other_letters, ("drop", "N")),
+            ("unpaired", config.unpaired, ("keep", "drop")),
+            ("split.by", split.by, ("sequence", "cluster")),
+            ("clusters.method", clusters.method, ("none", "mmseqs", "table")),
+            ("clusters.missing", clusters.missing, ("error", "singleton")),
+            *((f"split.of[{i}]", name, CLASSES) for i, name in enumerate(split.of)),
+        )
+    )
+    checks.name(config.name)
     if not config.channels or len(config.channels) > MOST_CHANNELS or len(set(config.channels)) < len(config.channels):
-        refuse("channels", list(config.channels), f"1 to {MOST_CHANNELS} different names")
+        checks.refuse("channels", list(config.channels), f"1 to {MOST_CHANNELS} different names")
     if split.by == "cluster" and clusters.method == "none":
-        refuse("clusters.method", clusters.method, "mmseqs or table, since split.by is cluster")
-    if (clusters.method == "table") != bool(clusters.table):
-        raise DataError(f"{where}: clusters.table is the clustering of clusters.method=table: give both, or neither.")
-    if clusters.table and not Path(clusters.table).exists():
-        raise DataError(f"{where}: clusters.table: {clusters.table} does not exist; mend the path.")
-    for key in ("identity", "coverage"):
-        if not 0 < getattr(clusters, key) <= 1:
-            refuse(f"clusters.{key}", getattr(clusters, key), "a fraction above 0 and up to 1")
+        checks.refuse("clusters.method", clusters.method, "mmseqs or table, since split.by is cluster")
+    checks.clusters(clusters)
     if split.folds == 1 or split.folds < 0:
-        refuse("split.folds", split.folds, "2 or more, or 0 for no validation split")
+        checks.refuse("split.folds", split.folds, "2 or more, or 0 for no validation split")
     if split.folds and not 0 <= split.fold < split.folds:
-        refuse("split.fold", split.fold, f"a fold from 0 to {split.folds - 1}")
+        checks.refuse("split.fold", split.fold, f"a fold from 0 to {split.folds - 1}")
     if split.folds and not split.of:
-        refuse("split.of", list(split.of), "at least one of " + ", ".join(CLASSES))
-    if config.min_length < 1:
-        refuse("min_length", config.min_length, "a length of at least 1")
-    if config.max_length and config.max_length < config.min_length:
-        refuse("max_length", config.max_length, f"0 (no limit) or at least min_length ({config.min_length})")
-    if config.threads < 0:
-        refuse("threads", config.threads, "a count of 0 or more")
-    if config.shard_megabytes < 1:
-        refuse("shard_megabytes", config.shard_megabytes, "at least 1")
-    if not config.sources:
-        raise DataError(f"{where}: sources is empty; list at least one entry with `name` and `path`.")
-    names = [source.name for source in config.sources]
+        checks.refuse("split.of", list(split.of), "at least one of " + ", ".join(CLASSES))
+    checks.at_least(config, {"min_length": 1, "threads": 0, "shard_megabytes": 1})
+    checks.limit(config, "max_length", "min_length")
+    checks.sources(config.sources)
     for i, source in enumerate(config.sources):
-        if names.index(source.name) != i:
-            refuse(f"sources[{i}].name", source.name, "a name that no other source has")
-        for experiment, channel in source.experiments.items():
-            if channel not in config.channels:
-                refuse(f"sources[{i}].experiments.{experiment}", channel, "one of " + ", ".join(config.channels))
-        if source.sequences and not Path(source.sequences).is_file():
-            raise DataError(f"{where}: sources[{i}].sequences: {source.sequences} does not exist; mend the path.")
+        channels = (
+            (f"sources[{i}].experiments.{given}", to, config.channels) for given, to in source.experiments.items()
+        )
+        checks.one_of(channels)
+        checks.file(f"sources[{i}].sequences", source.sequences)
 
 
 def source_files(source: ReactivitySource) -> list[Path]:
