@@ -11,9 +11,7 @@ One thread may read at a time. It does not sample (`data.order`) and does not en
 
 from __future__ import annotations
 
-import errno
 import io
-import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data import mapped_file
 from data.duplicates import DuplicateTable, Record
 from data.errors import DataError
 from data.manifest import CLUSTERS, INDEX, LENGTHS, SPLITS, file_sha256, fingerprint, read_manifest
@@ -214,15 +213,7 @@ class Corpus:
                 self._bytes[shard] = self._words[shard] = self._files[shard] = None
 
     def _map(self, shard: int, path: Path) -> None:
-        try:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) == errno.EMFILE:
-                raise DataError(
-                    f"{path}: too many open files; raise the limit (`ulimit -n`) or prepare larger shards."
-                ) from error
-            raise DataError(f"{path}: cannot be mapped ({error}); {_AGAIN}.") from error
+        mapped = mapped_file.mapped(path)
         self._bytes[shard] = np.frombuffer(mapped, dtype=np.uint8)
         self._words[shard] = memoryview(mapped).cast("I")
         self._files[shard] = MappedFile(path, mapped)

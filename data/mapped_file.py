@@ -8,11 +8,25 @@ that was replaced or removed is no trouble: its map stays as it was.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
 
 from data.errors import DataError
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """The whole file, to be read. Raises DataError if it cannot be mapped."""
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EMFILE:
+            raise DataError(
+                f"{path}: too many open files; raise the limit (`ulimit -n`) or prepare larger shards."
+            ) from error
+        raise DataError(f"{path}: cannot be mapped ({error}); copy the corpus again or prepare it again.") from error
 
 
 class MappedFile:

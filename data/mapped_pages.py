@@ -7,7 +7,6 @@ once is not checked again, unless the file was written to since (`data.mapped_fi
 
 from __future__ import annotations
 
-import errno
 import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data import mapped_file
 from data.alignment_shards import PAGE, page_count
 from data.errors import DataError
 from data.mapped_file import MappedFile
@@ -129,15 +129,7 @@ class MappedPages:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(stop, len(mapped)) - start)
 
     def _map(self, shard: int, path: Path) -> None:
-        try:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) == errno.EMFILE:
-                raise DataError(
-                    f"{path}: too many open files; raise the limit (`ulimit -n`) or prepare larger shards."
-                ) from error
-            raise DataError(f"{path}: cannot be mapped ({error}); {_AGAIN}.") from error
+        mapped = mapped_file.mapped(path)
         if len(mapped) != self._sizes[shard]:
             raise DataError(f"{path}: has {len(mapped)} bytes, the manifest says {self._sizes[shard]}; {_AGAIN}.")
         if hasattr(mapped, "madvise"):

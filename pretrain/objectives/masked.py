@@ -20,10 +20,11 @@ from data.tokenizer import Tokenizer, widths
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.estimate import padded_tokens
+from pretrain.objectives.batch import Movable
 
 
 @dataclass
-class MaskedBatch:
+class MaskedBatch(Movable):
     """Packed rows. T tokens, B sequences, M targets. `weight` is what the loss of this micro-batch counts for: M."""
 
     tokens: Tensor  # [T] int64, corrupted
@@ -41,15 +42,6 @@ class MaskedBatch:
     @property
     def weight(self) -> int:
         return len(self.targets)
-
-    def to(self, device: torch.device) -> MaskedBatch:
-        if device.type == "cpu":
-            return self
-        moved = {
-            name: getattr(self, name).pin_memory().to(device, non_blocking=True)
-            for name in ("tokens", "cu_seqlens", "positions", "target_index", "targets")
-        }
-        return MaskedBatch(**{**self.__dict__, **moved})
 
 
 class MaskedObjective(ABC):

@@ -28,6 +28,7 @@ from data.alphabet import NUCLEOTIDES
 from data.loader import Moment
 from data.msa_alphabet import LETTERS, ORIGINAL_TOKENS, RNAMSM
 from data.msa_sampling import Limits, draw_query, draw_rows, outside_blocks, window_start
+from pretrain.objectives.batch import Movable
 from pretrain.objectives.masked import perplexity
 from pretrain.objectives.msa_config import MSAConfig, check
 
@@ -62,7 +63,7 @@ class SingleRow:
 
 
 @dataclass
-class AlignmentBatch:
+class AlignmentBatch(Movable):
     """One alignment, R rows of L columns, or for an empty micro-batch one row of `<cls>` alone. M targets."""
 
     tokens: Tensor  # [1, R, L] int64, corrupted
@@ -77,16 +78,6 @@ class AlignmentBatch:
     target_row: I64  # [M] which row of the whole alignment
     target_nucleotide: I64  # [M] which column of the whole alignment
     target_width: I64  # [M] ones: letters of each target
-
-    def to(self, device: torch.device) -> AlignmentBatch:
-        if device.type == "cpu":
-            return self
-        moved = {
-            name: x.pin_memory().to(device, non_blocking=True)
-            for name, x in self.__dict__.items()
-            if torch.is_tensor(x)
-        }
-        return AlignmentBatch(**{**self.__dict__, **moved})
 
 
 class MSA:

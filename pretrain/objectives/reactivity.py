@@ -26,6 +26,7 @@ from data.reactivity import Profile
 from data.reactivity_filter import SampleFilter
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
+from pretrain.objectives.batch import Movable
 from pretrain.objectives.reactivity_config import ReactivityConfig, Samples, check
 
 I64 = npt.NDArray[np.int64]
@@ -34,7 +35,7 @@ __all__ = ["ProfileBatch", "Reactivity", "ReactivityConfig", "Samples", "cost"]
 
 
 @dataclass
-class ProfileBatch:
+class ProfileBatch(Movable):
     """B sequences of similar lengths, padded to the longest, L. C channels."""
 
     tokens: Tensor  # [B, L] int64
@@ -44,16 +45,6 @@ class ProfileBatch:
     weight: float  # their sum
     lengths: I64  # [B] nucleotides
     nucleotides: I64  # [B]
-
-    def to(self, device: torch.device) -> ProfileBatch:
-        if device.type == "cpu":
-            return self
-        moved = {
-            name: x.pin_memory().to(device, non_blocking=True)
-            for name, x in self.__dict__.items()
-            if torch.is_tensor(x)
-        }
-        return ProfileBatch(**{**self.__dict__, **moved})
 
 
 class Reactivity:
