@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from data.manifest import SPLITS, read_manifest
 from data.reactivity import ReactivityCorpus
 from data.reactivity_filter import CLASSES
+from launch import tables
 
 RATIO_EDGES = (-np.inf, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, np.inf)
 LENGTH_EDGES = (1, 50, 100, 150, 200, 250, 300, 400, 500, 1024)
@@ -20,13 +19,13 @@ LENGTH_EDGES = (1, 50, 100, 150, 200, 250, 300, 400, 500, 1024)
 
 def print_reactivity_build(path: Path, published: dict[str, Any]) -> None:
     """The tables of a finished build; ``published`` are figures of the same collection as its authors report them."""
-    manifest, console = read_manifest(path), _console()
+    manifest, console = read_manifest(path), tables.console()
     _print_counts(console, manifest)
     for what, number in published.items():
         found = figure(manifest, what)
         if found is not None:
             console.print(f"published: {what} {number:,}; here {found:,}", highlight=False)
-    console.print(f"written to {path}, fingerprint {manifest['fingerprint'][:16]}", highlight=False, soft_wrap=True)
+    tables.say_written(console, manifest, path)
 
 
 def figure(manifest: dict[str, Any], what: str) -> int | None:
@@ -41,25 +40,14 @@ def figure(manifest: dict[str, Any], what: str) -> int | None:
 
 def print_reactivity_description(path: Path) -> None:
     """The tables of an existing corpus. Raises DataError if it is not intact on sight."""
-    manifest, console = read_manifest(path), _console()
+    manifest, console = read_manifest(path), tables.console()
     _print_counts(console, manifest)
     lengths, ratios = histograms(path, manifest)
     for title, unit, rows in (("Lengths", "nucleotides", lengths), ("Signal-to-noise", "channel", ratios)):
-        table = Table(unit, title=title)
-        for name in rows[0][1]:
-            table.add_column(name, justify="right")
-        for label, counts in rows:
-            if any(counts.values()):
-                table.add_row(label, *(f"{count:,}" for count in counts.values()))
-        console.print(table)
-    table = Table("library", title="Libraries")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    for name in manifest["type_names"]:
-        samples = [manifest["splits"][split]["types"].get(name, 0) for split in SPLITS]
-        if any(samples):
-            table.add_row(name, *(f"{count:,}" for count in samples))
-    console.print(table)
+        shown = [(label, list(counts.values())) for label, counts in rows if any(counts.values())]
+        console.print(tables.counts(title, unit, rows[0][1], shown))
+    samples = [(name, [manifest["splits"][s]["types"].get(name, 0) for s in SPLITS]) for name in manifest["type_names"]]
+    console.print(tables.counts("Libraries", "library", SPLITS, [row for row in samples if any(row[1])]))
     if manifest["provenance"]:
         told = manifest["provenance"]
         console.print(
@@ -67,13 +55,7 @@ def print_reactivity_description(path: Path) -> None:
             f"({told['source']['fingerprint'][:16]})",
             highlight=False,
         )
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    console.print(
-        f"{manifest['name']}: {len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, seed {manifest['seed']}, "
-        f"fingerprint {manifest['fingerprint']}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    tables.say_size(console, manifest)
 
 
 def histograms(
@@ -107,24 +89,19 @@ def _range(edges: tuple[float, ...], i: int) -> str:
 
 
 def _print_counts(console: Console, manifest: dict[str, Any]) -> None:
-    console.print(_source_table(manifest))
-    table = Table("", title="Splits")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
+    console.print(tables.sources(manifest, {"profiles read": "records"}, "changed: ", {"sequences": "sequences"}))
     rows = [("sequences", "sequences", ""), ("nucleotides", "nucleotides", "")]
     if manifest["clusters"]:
         rows.append(("clusters", "clusters", ""))
     rows += [(name, "classes", name) for name in CLASSES]
     for what in ("profiles", "values"):
         rows += [(f"{what} of {channel}", what, channel) for channel in manifest["channels"]]
-    for label, what, name in rows:
-        counts = [manifest["splits"][s].get(what, 0) for s in SPLITS]
-        table.add_row(label, *(f"{count[name] if name else count:,}" for count in counts))
-    console.print(table)
-    for source in manifest["sources"]:
-        for reason, where in source["first_dropped"].items():
-            label = reason.replace("_", " ")
-            console.print(f"{source['name']}: the first profile dropped as {label}: {where}", highlight=False)
+    splits = [manifest["splits"][split] for split in SPLITS]
+    shown = [
+        (label, [one.get(what, 0)[name] if name else one.get(what, 0) for one in splits]) for label, what, name in rows
+    ]
+    console.print(tables.counts("Splits", "", SPLITS, shown))
+    tables.say_first_dropped(console, manifest, "profile")
     errors = manifest["errors"]
     if errors["samples"] and not errors["trusted"]:
         console.print(
@@ -133,24 +110,3 @@ def _print_counts(console: Console, manifest: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _source_table(manifest: dict[str, Any]) -> Table:
-    """One column per source, one row per count; rows that are zero everywhere are left out."""
-    sources = manifest["sources"]
-    table = Table("", title=f"Sources of {manifest['name']}")
-    for source in sources:
-        table.add_column(source["name"], justify="right")
-    rows = [("profiles read", [source["records"] for source in sources])]
-    for group, label in (("dropped", "dropped: "), ("changed", "changed: ")):
-        rows += [(label + kind.replace("_", " "), [s[group][kind] for s in sources]) for kind in sources[0][group]]
-    rows += [(f"sequences: {split}", [source["sequences"][split] for source in sources]) for split in SPLITS]
-    for label, counts in rows:
-        if any(counts) or label.startswith("sequences"):
-            table.add_row(label, *(f"{count:,}" for count in counts))
-    return table
-
-
-def _console() -> Console:
-    # A log file has no width of its own, and 80 columns would break the tables.
-    return Console(width=None if sys.stdout.isatty() else 140)
