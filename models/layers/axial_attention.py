@@ -41,6 +41,8 @@ from models.layers.tied_attention import masked_softmax, tied_attention
 class Branch(nn.Module):
     """What the branches of a block share: their layer norm, dropout, and the pieces of inference."""
 
+    norm_parameters = ("norm_weight", "norm_bias")  # its own parameters that are a norm's
+
     def __init__(self, width: int, dropout: float, piece_tokens: int) -> None:
         super().__init__()
         self.width, self.dropout, self.piece_tokens = width, dropout, piece_tokens
