@@ -185,15 +185,28 @@ class ColumnAttention(_Attention):
             return self._trained(x_BRLd, is_real, chosen_M)
         for piece in self._pieces(columns, batch * rows):
             x_BNRd = x_BRLd[:, :, piece].transpose(1, 2)
+            if rows == 1:
+                x_BNRd += self._out(self._values(x_BNRd))
+                continue
             real = None if is_real is None else is_real[:, :, piece]
             context = self._attended(self._project(self._normed(x_BNRd)).unbind(-3), real)
             x_BNRd += self._out(context)
         return x_BRLd if chosen_M is None else x_BRLd.flatten(0, 2).index_select(0, chosen_M)
 
+    def _values(self, x: Tensor) -> Tensor:
+        """[..., H, D]: what attention over one row gives. A softmax over it is 1, which is not dropped (spec 1.1).
+
+        Queries and keys are not even projected; they share a parameter with the values, so that every parameter has a
+        gradient on every rank all the same, theirs being zero.
+        """
+        return self._project(self._normed(x), 2, 3).squeeze(-3)
+
     def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, chosen_M: Tensor | None) -> Tensor:
+        if x_BRLd.shape[1] == 1:
+            return self._add(x_BRLd, self._values(x_BRLd), TOKENS_BY_ROW, chosen_M)
         dropout = self.attention_dropout if self.training else 0.0
         kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
-        if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
+        if kernel == "sdpa" and is_real is None:  # heads first, as it wants them: no copies
             x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
             context = padded_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, dropout)
             return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN, chosen_M)
@@ -205,10 +218,6 @@ class ColumnAttention(_Attention):
         """[B, L, R, H, D] x 3 -> [B, L, R, H, D]"""
         q, k, v = qkv
         batch, columns, rows = v.shape[:3]
-        if rows == 1:
-            # A softmax over one row is 1: the values themselves, and no dropout of that 1 (spec 1.1). Queries and keys
-            # are projected all the same, so that every parameter has a gradient (zero) on every rank.
-            return v
         tokens = [x.flatten(0, 2) for x in (q, k, v)]
         if is_real is None:
             cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=v.device)
