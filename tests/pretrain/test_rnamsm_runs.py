@@ -13,10 +13,11 @@ import torch
 from data.alignments import AlignmentCorpus
 from launch.prepare import main as prepare
 from models.layouts.detect import read_checkpoint
-from models.rnamsm import RNAMSM
-from pretrain import evaluate
+from models.rnamsm import NEVER, RNAMSM
+from pretrain import evaluate, recipe
 from pretrain.checkpoint import steps_on_disk
 from pretrain.contacts import FRACTIONS
+from pretrain.initialise import build_model
 from pretrain.validation_alignments import tokens_of
 from tests.archive import serving
 from tests.ranks import (
@@ -99,6 +100,23 @@ def test_ranks_may_change_on_the_way(corpus, tmp_path):
         pretrain_well(new(corpus, tmp_path, "changing", *budget), ranks)
     assert np.allclose(losses(tmp_path / "changing"), losses(tmp_path / "whole"), rtol=1e-5, atol=0)
     assert len(losses(tmp_path / "changing")) == 12
+
+
+@pytest.mark.slow
+def test_decay_moves_biases_and_never_the_row_embedding(corpus, tmp_path):
+    """As in the recipe, but a thousand times stronger, at every stage."""
+    options = ["optimizer.decayed=all_but_norms", "optimizer.weight_decay=0.3", "budget.steps=4"]
+    options += ["optimizer.learning_rate=3e-3"]
+    for name, ranks, more in (("alone", 1, []), ("stage2", 2, ["deepspeed.zero_stage=2"]), ("stage3", 2, STAGE_3)):
+        pretrain_well(new(corpus, tmp_path, name, *options, *more), ranks)
+        assert np.allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=1e-5, atol=0)
+        found = last(tmp_path / name).weights()
+        before = build_model(recipe.read_resolved(tmp_path / name / "recipe.yaml")).state_dict()
+        assert torch.equal(found["stem.row"], before["stem.row"])
+        never = before["head.out.bias"] == NEVER  # no gradient reaches them, so they tell the decay alone
+        moved = found["head.out.bias"][never]
+        assert (moved > 0.999 * NEVER).all()
+        assert (moved < 0.99 * NEVER).all()
 
 
 # Learning
