@@ -291,6 +291,21 @@ def test_what_is_no_target_ends_after_the_last_attention(small, sizes):
     assert widths == [(3, 48)] * 2
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_come_in_one_order_whatever_the_alignment(small, checkpointing):
+    """ZeRO stage 2 sums over ranks in the order in which they come, and ranks hold alignments of different shapes."""
+    seen = []
+    for rows, targets in ((1, None), (7, None), (1, [3, 5]), (7, [3, 5]), (1, []), (7, [])):
+        model, order = small(checkpointing=checkpointing, attention_dropout=0.1).train(), []
+        for name, p in model.named_parameters():
+            p.register_post_accumulate_grad_hook(lambda p, name=name, order=order: order.append(name))
+        index = None if targets is None else torch.tensor(targets, dtype=torch.int64)
+        model(alignment(rows, 9), target_index=index).sum().backward()
+        seen.append(order)
+    assert len(seen[0]) == len(list(model.parameters()))
+    assert all(order == seen[0] for order in seen)
+
+
 def test_columns_of_one_row_need_neither_queries_nor_keys(small):
     """Spec 1.1: their gradient is zero, not absent, so that ranks with deeper alignments find the same parameters."""
     model = small()
