@@ -1,6 +1,7 @@
 """A raw alignment -> letters A C G U X - over its match columns, row 0 the query, and the structure over them.
 
 Letters: T becomes U, IUPAC ambiguity letters and inosine become X, `.` `_` `~` are gaps; any other letter is an error.
+So is an alignment of which more than half becomes X: proteins may be spelled so.
 
 Columns: in a3m and a2m, those of the capitals and `-`; the rest was inserted. Stockholm and gapped FASTA mark no query,
 so match columns are chosen (by Stockholm's RF line, by the share of gaps, or all of them), and then a row becomes the
@@ -37,6 +38,9 @@ CHANGE_KINDS = (
 _GAP = ord("-")
 _GAPS = b"-._~"
 _AMBIGUOUS = b"RYKMSWBDHVN"
+# Share of X among the letters of an alignment above which it is none of RNA. Of amino acids, two thirds of those that
+# are spelled like a nucleotide or an ambiguity code become X; of the letters of any family of Rfam, at most 3 %.
+_MOST_X = 0.5
 _INSERTED = bytes(range(ord("a"), ord("z") + 1)) + b".*"
 _PART = 1 << 20
 _NOT_LOWER_CASE = bytes(code for code in range(256) if not bytes([code]).islower())
@@ -93,6 +97,7 @@ def clean(raw: RawAlignment, rules: ColumnRules) -> CleanAlignment:
     letters = _TABLE[given]
     if not letters.all():
         _refuse_foreign_letters(raw, given, letters)
+    _refuse_mostly_ambiguous(raw, given, letters)
     kept = np.arange(letters.shape[1]) if raw.anchored else _match_columns(raw, letters, rules)
     query = _query(raw, letters, kept, rules)
     if not raw.anchored and rules.query != "none":
@@ -127,6 +132,18 @@ def _refuse_foreign_letters(raw: RawAlignment, given: npt.NDArray[np.uint8], let
         f"{raw.where}: row {row + 1} ({decoded(raw.names[row])}) holds {chr(given[row, column])!r} in column "
         f"{column + 1}, which is no letter of an RNA alignment; give nucleotide alignments, or mend the row."
     )
+
+
+def _refuse_mostly_ambiguous(raw: RawAlignment, given: npt.NDArray[np.uint8], letters: npt.NDArray[np.uint8]) -> None:
+    """A protein alignment may hold nothing but letters that nucleotides have too: D, H, K, M, N, R, S, V, W, Y."""
+    unclear = letters == ord("X")
+    count, every = np.count_nonzero(unclear), np.count_nonzero(letters != _GAP)
+    if count > _MOST_X * every:
+        seen = bytes(np.unique(given[unclear] & 0xDF).tolist()).decode()  # in upper case
+        raise DataError(
+            f"{raw.where}: {count:,} of its {every:,} letters are ambiguity codes ({seen}), so this is no alignment of "
+            "nucleotides but perhaps of proteins; give nucleotides, or leave it out."
+        )
 
 
 def _match_columns(raw: RawAlignment, letters: npt.NDArray[np.uint8], rules: ColumnRules) -> npt.NDArray[np.int64]:

@@ -117,7 +117,8 @@ def source_files(source: AlignmentSource) -> list[Path]:
     found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and _is_alignment(p)]
     if not found:
         wanted = ", ".join("*" + suffix + "[.gz]" for suffix in SUFFIXES)
-        raise DataError(f"source {source.name}: {path}: no file named {wanted}; add the files or mend `path`.")
+        below = prepare_config.below(path, SUFFIXES)
+        raise DataError(f"source {source.name}: {path}: no file named {wanted}{below}; add the files or mend `path`.")
     return sorted(found, key=lambda p: p.as_posix())
 
 

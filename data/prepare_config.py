@@ -149,6 +149,7 @@ def source_files(source: SourceConfig) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.iterdir() if p.is_file() and _is_fasta(p)]
         wanted = "no file named " + ", ".join("*" + suffix + "[.gz]" for suffix in FASTA_SUFFIXES)
+        wanted += below(path, FASTA_SUFFIXES)
     elif glob.has_magic(source.path) and not path.exists():
         found = [Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file()]
         wanted = "nothing matches this pattern"
@@ -159,6 +160,13 @@ def source_files(source: SourceConfig) -> list[Path]:
     if not found:
         raise DataError(f"source {source.name}: {source.path}: {wanted}; download the files or mend `path`.")
     return sorted(set(found), key=lambda p: p.as_posix())
+
+
+def below(folder: Path, suffixes: Sequence[str]) -> str:
+    """What to add to the refusal of a folder without files to read: how to reach those in folders of it, if any."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        return ""
+    return f" (folders in it are not looked into; a pattern as `path` is: {folder}/**/*{suffixes[0]})"
 
 
 def _is_fasta(path: Path) -> bool:

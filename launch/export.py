@@ -52,6 +52,7 @@ def main() -> int:
             f"  {result.layout}: {result.path} gives the trained outputs on {result.sequences} sequences "
             f"(largest difference of a logit {result.largest_difference:.1e})"
         )
+        print(result.filled.replace("`", "").replace("- ", "    ", 1), end="")
     if "rnafoundry" in [result.layout for result in checked]:
         loads = "transformers loads the tokenizer; " if (arguments.to / "tokenizer.json").exists() else ""
         print(f"  rnafoundry: {loads}no class of theirs loads the weights yet, init_from does")

@@ -213,6 +213,8 @@ class Head(nn.Module):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) in fp32, cast back, then times the weight: the authors' order (spec 1.2)."""
 
+    norm_parameters = ("weight",)
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))

@@ -190,6 +190,8 @@ class RNAMSM(nn.Module):
 class Stem(nn.Module):
     """What makes the stream that the blocks read out of embedded tokens: positions, layer norm, dropout."""
 
+    idle_parameters = ("row",)  # its own parameters that no output depends on
+
     def __init__(self, config: RNAMSMConfig) -> None:
         super().__init__()
         self.dropout = config.residual_dropout
@@ -208,7 +210,7 @@ class Stem(nn.Module):
         # The authors add one number per row to all channels, which the layer norm right after it takes away again:
         # their row embedding does nothing, and its gradient is rounding noise (spec 1.2). It is kept because every
         # checkpoint holds it, and used with a factor of 0 so that it has a gradient on every rank: exactly zero, so it
-        # never moves. It has one dimension so that weight decay leaves it alone too.
+        # never moves where weight decay leaves it alone, as it should what is idle.
         nothing = 0 * self.row.sum()
         if is_real is None:
             position = self.position[2 : columns + 2] + nothing

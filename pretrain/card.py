@@ -61,9 +61,11 @@ def model_card(
     release_name: str,
     licence: str | None,
     layouts: dict[str, ReleaseLayout],
+    filled: str = "",
 ) -> str:
     """Markdown with front matter, in the form that hubs read. ``run`` is the run directory where it is still there.
 
+    ``filled``: Markdown on rows of the layouts that training never used.
     ``whole``: the recipe of the run; ``settings``: the same as it holds in its last stage, with the tokenizer at hand.
     """
     metrics = read_metrics(run / "metrics.jsonl") if run else []
@@ -93,6 +95,7 @@ def model_card(
         "## Use\n",
         *(layout.usage for layout in layouts.values()),
         *(layout.notes(settings.model, letters) for layout in layouts.values()),
+        filled,
         "## Model\n",
         _table(_specification(settings, objective)),
         "## Training data\n",

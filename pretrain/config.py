@@ -66,7 +66,9 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.01  # decoupled from the gradient
-    decayed: str = "matrices"  # matrices: parameters of two or more dimensions; all: every parameter
+    # What decays. matrices: parameters of two or more dimensions; all_but_norms: biases too, but neither norms nor what
+    # the model has no use for; all: every parameter.
+    decayed: str = "matrices"
     lookahead_steps: int = 6  # of Ranger: how often fast and slow weights meet
     lookahead_share: float = 0.5  # of Ranger: how far the slow weights then go towards the fast ones
     gradient_clipping: float = 1.0  # global norm; 0 switches it off

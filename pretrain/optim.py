@@ -13,19 +13,36 @@ from pretrain.ranger import Ranger, centralise_gradients
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decayed: str = "matrices") -> list[dict[str, Any]]:
-    """Groups decided by shape and never by name: tensors of two or more dimensions decay, all others do not.
+    """Groups decided by shape, or by what a parameter is for, and never by name.
 
-    Names mislead: RiNALMo's trained scalar beta is called `bias` in one released layout (specs: rinalmo 6). With
-    ``decayed`` "all" there is one group, and everything decays.
+    Names mislead: RiNALMo's trained scalar beta is called `bias` in one released layout (specs: rinalmo 6).
+    ``decayed``: "matrices", tensors of two or more dimensions; "all_but_norms", biases too, but neither weights nor
+    biases of norms, nor what the model has no use for; "all", everything, which is then one group.
     """
-    least = 2 if decayed == "matrices" else 0
-    with_decay = [p for p in model.parameters() if p.requires_grad and p.ndim >= least]
-    without = [p for p in model.parameters() if p.requires_grad and p.ndim < least]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    spared: set[int] = set()
+    if decayed == "matrices":
+        spared = {id(p) for p in trained if p.ndim < 2}
+    elif decayed == "all_but_norms":
+        spared = _of_norms_or_idle(model)
     groups = [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without, "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in spared], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _of_norms_or_idle(model: nn.Module) -> set[int]:
+    """Ids of the parameters of norms, and of those that no output depends on: decay alone would move them.
+
+    A module other than a layer norm says by name which of its own parameters are either.
+    """
+    found: set[int] = set()
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        names = own if isinstance(module, nn.LayerNorm) else getattr(module, "norm_parameters", ())
+        found |= {id(own[name]) for name in (*names, *getattr(module, "idle_parameters", ()))}
+    return found
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:

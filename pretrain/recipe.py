@@ -262,7 +262,7 @@ def check(recipe: Recipe) -> None:
     choices = {
         "spikes.action": (recipe.spikes.action, ("ignore", "report", "roll_back")),
         "optimizer.name": (recipe.optimizer.name, ("adamw", "ranger")),
-        "optimizer.decayed": (recipe.optimizer.decayed, ("matrices", "all")),
+        "optimizer.decayed": (recipe.optimizer.decayed, ("matrices", "all_but_norms", "all")),
         "schedule.name": (recipe.schedule.name, NAMES),
         "compute.precision": (recipe.compute.precision, ("fp32", "bf16", "bf16_autocast")),
         "deepspeed.zero_stage": (recipe.deepspeed.zero_stage, (0, 1, 2, 3)),

@@ -69,6 +69,7 @@ class Checked:
     path: Path
     largest_difference: float  # of any logit
     sequences: int
+    filled: str  # Markdown on rows that training never used and that are filled; "" for none
 
 
 def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[Checked]]:
@@ -101,9 +102,10 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
             _write_and_check(layout, writer, partial, state, with_tokenizer, samples, options)
             for layout, writer in layouts.items()
         ]
+        filled = "".join(result.filled for result in checked)
         (partial / "recipe.yaml").write_text(recipe.to_yaml(settings))
         (partial / "README.md").write_text(
-            model_card(run, found, settings, with_tokenizer, to.name, options.licence, layouts)
+            model_card(run, found, settings, with_tokenizer, to.name, options.licence, layouts, filled)
         )
         _publish(partial, to)
     except OSError as error:
@@ -189,7 +191,7 @@ def _write_and_check(
             f"the release was not published: read back from the {layout} layout, the model's outputs differ by "
             f"{difference:.2g} (at most {TOLERANCE:g} is allowed)"
         )
-    return Checked(layout, path, difference, len(samples))
+    return Checked(layout, path, difference, len(samples), writer.filled(state, how))
 
 
 def _unpadded_config(settings: Recipe) -> Any:

@@ -20,9 +20,10 @@ _AHEAD = 4  # chunks that the reading thread may be ahead of the parser
 _MAGIC = {  # compressed formats other than gzip, refused by name
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
+_ZIP, _TAR = b"PK\x03\x04", b"ustar"  # archives of files: where a zip begins, and what every tar has at _TAR_AT
+_TAR_AT = 257
 
 
 def read_pieces(
@@ -31,9 +32,9 @@ def read_pieces(
     """Pieces of at most about ``chunk_bytes``, none of them empty, without a byte-order mark. Close it when done early.
 
     ``on_raw`` receives every raw byte string as it is read, from the reading thread: for a hash or a progress bar.
-    Raises DataError for a missing, empty or truncated file, and for compression other than gzip.
+    Raises DataError for a missing, empty or truncated file, for compression other than gzip, and for an archive.
     """
-    return _prefetched(_text(path, chunk_bytes, on_raw))
+    return _prefetched(_no_archive(path, _text(path, chunk_bytes, on_raw)))
 
 
 def read_lines(
@@ -48,6 +49,19 @@ def read_lines(
             yield [line.rstrip(b"\r") for line in lines]
     if rest:
         yield [rest.rstrip(b"\r")]
+
+
+def _no_archive(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces. Raises DataError for a zip, or a tar, compressed or not: what is in one is not read."""
+    start = b""
+    while len(start) < _TAR_AT + len(_TAR) and (piece := next(pieces, b"")):
+        start += piece
+    kind = "zip" * start.startswith(_ZIP) or "tar" * start.startswith(_TAR, _TAR_AT)
+    if kind:
+        raise DataError(f"{path}: is a {kind} archive, which is not read; unpack it and give the files in it.")
+    if start:
+        yield start
+    yield from pieces
 
 
 def _text(path: Path, chunk_bytes: int, on_raw: Callable[[bytes], object] | None) -> Iterator[bytes]:

@@ -41,6 +41,8 @@ from models.layers.tied_attention import masked_softmax, tied_attention
 class Branch(nn.Module):
     """What the branches of a block share: their layer norm, dropout, and the pieces of inference."""
 
+    norm_parameters = ("norm_weight", "norm_bias")  # its own parameters that are a norm's
+
     def __init__(self, width: int, dropout: float, piece_tokens: int) -> None:
         super().__init__()
         self.width, self.dropout, self.piece_tokens = width, dropout, piece_tokens
@@ -79,8 +81,8 @@ class _Attention(Branch):
         self.out_weight = nn.Parameter(torch.empty(width, width))
         self.out_bias = nn.Parameter(torch.empty(width))
 
-    def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0) -> tuple[Tensor, ...]:
-        return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale)
+    def _heads(self, x_BRLd: Tensor, order: Order, scale: float = 1.0, first: int = 0) -> tuple[Tensor, ...]:
+        return normed_heads(x_BRLd, self._norm, (self.qkv_weight, self.qkv_bias), self.heads, order, scale, first)
 
     def _add(self, x_BRLd: Tensor, context: Tensor, order: Order, chosen_M: Tensor | None = None) -> Tensor:
         """x with the branch's output added: all tokens, or [M, d], those at ``chosen_M`` of the flattened ones."""
@@ -176,22 +178,29 @@ class ColumnAttention(_Attention):
         """x with the branch added; in inference x itself, changed.
 
         With ``chosen_M``, places in the flattened alignments, only those tokens, [M, d]: all are attended to, but only
-        these are asked for.
+        these are asked for. Of one row the values are all there is: a softmax over it is 1, which is not dropped (spec
+        1.1), so that queries and keys are not even projected.
         """
         batch, rows, columns, _ = x_BRLd.shape
         if not self._in_pieces:
             return self._trained(x_BRLd, is_real, chosen_M)
         for piece in self._pieces(columns, batch * rows):
             x_BNRd = x_BRLd[:, :, piece].transpose(1, 2)
+            if rows == 1:
+                x_BNRd += self._out(self._project(self._normed(x_BNRd), 2).squeeze(-3))
+                continue
             real = None if is_real is None else is_real[:, :, piece]
             context = self._attended(self._project(self._normed(x_BNRd)).unbind(-3), real)
             x_BNRd += self._out(context)
         return x_BRLd if chosen_M is None else x_BRLd.flatten(0, 2).index_select(0, chosen_M)
 
     def _trained(self, x_BRLd: Tensor, is_real: Tensor | None, chosen_M: Tensor | None) -> Tensor:
+        if x_BRLd.shape[1] == 1:
+            x_BRLd, v = self._heads(x_BRLd, TOKENS_BY_ROW, first=2)
+            return self._add(x_BRLd, v, TOKENS_BY_ROW, chosen_M)
         dropout = self.attention_dropout if self.training else 0.0
         kernel = resolve_kernel(self.kernel, x_BRLd.device, compute_dtype(x_BRLd), dropout, self.head_dim)
-        if kernel == "sdpa" and is_real is None and x_BRLd.shape[1] > 1:  # heads first, as it wants them: no copies
+        if kernel == "sdpa" and is_real is None:  # heads first, as it wants them: no copies
             x_BRLd, q, k, v = self._heads(x_BRLd, HEADS_OF_COLUMN)
             context = padded_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None, dropout)
             return self._add(x_BRLd, context.view(v.shape), HEADS_OF_COLUMN, chosen_M)
@@ -203,10 +212,6 @@ class ColumnAttention(_Attention):
         """[B, L, R, H, D] x 3 -> [B, L, R, H, D]"""
         q, k, v = qkv
         batch, columns, rows = v.shape[:3]
-        if rows == 1:
-            # A softmax over one row is 1: the values themselves, and no dropout of that 1 (spec 1.1). Queries and keys
-            # are projected all the same, so that every parameter has a gradient (zero) on every rank.
-            return v
         tokens = [x.flatten(0, 2) for x in (q, k, v)]
         if is_real is None:
             cu = torch.arange(0, batch * columns * rows + 1, rows, dtype=torch.int32, device=v.device)

@@ -30,14 +30,17 @@ def normed_heads(
     heads: int,
     order: Order,
     scale: float = 1.0,
+    first: int = 0,
 ) -> tuple[Tensor, ...]:
     """(x, queries times ``scale``, keys, values), the three of LN(x) and each contiguous in ``order``.
 
     With channels first (x, all three in one tensor [B, 3, H, D, R, L]). Pairs are weight and bias. What else needs x
-    should take the one returned: its gradient is then added on the way.
+    should take the one returned: its gradient is then added on the way. ``first`` 2: (x, values) alone. The gradients
+    of the parameters are whole all the same, and come in the same order: ZeRO sums over ranks in the order in which
+    they come.
     """
     found: tuple[Tensor, ...] = _NormedHeads.apply(  # type: ignore[no-untyped-call]
-        x_BRLd, *norm, *qkv, heads, order, scale, compute_dtype(x_BRLd)
+        x_BRLd, *norm, *qkv, heads, order, scale, first, compute_dtype(x_BRLd)
     )
     return found
 
@@ -58,24 +61,25 @@ def in_token_order(x: Tensor, order: Order) -> Tensor:
 class _NormedHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        *parameters, heads, order, scale, dtype = arguments
+        *parameters, heads, order, scale, first, dtype = arguments
         *norm, weight, bias = parameters
         ctx.order, ctx.scale, ctx.dtype = order, scale, dtype
+        ctx.wanted = slice(first * x.shape[3], None)
         ctx.save_for_backward(x, *parameters)
-        weight, bias = _scaled(weight, scale).to(dtype), _scaled(bias, scale).to(dtype)
+        weight, bias = (_scaled(p, scale)[ctx.wanted].to(dtype) for p in (weight, bias))
         shape = (*x.shape[:3], heads, x.shape[3] // heads)
         ordered = [shape[i] for i in order]
         if order == CHANNELS_FIRST:
-            found: tuple[Tensor, ...] = (x.new_empty(ordered[0], 3, *ordered[1:], dtype=dtype),)
+            found: tuple[Tensor, ...] = (x.new_empty(ordered[0], 3 - first, *ordered[1:], dtype=dtype),)
         else:
-            found = tuple(x.new_empty(ordered, dtype=dtype) for _ in range(3))
+            found = tuple(x.new_empty(ordered, dtype=dtype) for _ in range(3 - first))
         with torch.autocast(x.device.type, enabled=False):
             for part in _parts(x, len(weight), dtype):
                 h_Td = normed(x[part], *norm)[0].to(dtype).flatten(0, -2)
                 if order == CHANNELS_FIRST:
                     torch.addmm(bias, h_Td, weight.t(), out=_matrix(found[0], order, part))
                     continue
-                qkv = torch.addmm(bias, h_Td, weight.t()).view(*x[part].shape[:-1], 3, *shape[3:])
+                qkv = torch.addmm(bias, h_Td, weight.t()).view(*x[part].shape[:-1], 3 - first, *shape[3:])
                 for tensor, piece in zip(found, qkv.unbind(-3), strict=True):
                     in_token_order(tensor, order)[part].copy_(piece)
         return x, *found
@@ -84,7 +88,7 @@ class _NormedHeads(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_beside: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        norm, weight = parameters[:2], _scaled(parameters[2], ctx.scale).to(ctx.dtype)
+        norm, weight = parameters[:2], _scaled(parameters[2], ctx.scale)[ctx.wanted].to(ctx.dtype)
         norm_total, norm_bias_total, total, bias_total = map(Total, parameters)
         grads = tuple(grad.contiguous() for grad in grads)
         grad_x = torch.empty_like(x)
@@ -92,15 +96,15 @@ class _NormedHeads(torch.autograd.Function):
             for part in _parts(x, len(weight), ctx.dtype):
                 grad_Tn = _read_all(grads, ctx.order, part)
                 h, *statistics = normed(x[part], *norm)
-                bias_total.add_rows(grad_Tn)
-                total.add_product(grad_Tn, h.to(ctx.dtype).flatten(0, -2))
+                bias_total.add_rows(grad_Tn, ctx.wanted)
+                total.add_product(grad_Tn, h.to(ctx.dtype).flatten(0, -2), ctx.wanted)
                 grad_h = torch.mm(grad_Tn, weight).view(h.shape)
                 through, *of_norm = through_norm(grad_h, x[part], statistics, *norm)
                 norm_total.add(of_norm[0])
                 norm_bias_total.add(of_norm[1])
                 torch.add(grad_beside[part], through, out=grad_x[part])
         found = (_scaled(t.sum, ctx.scale).to(t.dtype) for t in (total, bias_total))
-        return grad_x, norm_total.result(), norm_bias_total.result(), *found, None, None, None, None
+        return grad_x, norm_total.result(), norm_bias_total.result(), *found, None, None, None, None, None
 
 
 class _AddHeads(torch.autograd.Function):
@@ -140,6 +144,8 @@ class _AddHeads(torch.autograd.Function):
 
 def _scaled(qkv: Tensor, scale: float) -> Tensor:
     """Weight or bias, the queries' third of it times ``scale``: that spares a pass over queries."""
+    if scale == 1:
+        return qkv
     q, *others = qkv.chunk(3)
     return torch.cat((q * scale, *others))
 

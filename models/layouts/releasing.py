@@ -53,7 +53,8 @@ class ReleaseLayout:
     writes into the existing directory and returns the path that `detect.read_checkpoint` reads back. ``usage`` is
     Markdown for the model card: how others load it, with PATH_OR_ID for the place. ``library``: the hub's name of the
     library that loads it, for the card. ``fits(config, trained)``: whether the layout can express such a model at all.
-    ``notes(config, letters)``: Markdown for the card on what was not trained, or what stands where.
+    ``notes(config, letters)``: Markdown for the card on what was not trained, or what stands where; ``filled(state,
+    options)``: the same where the weights tell which rows no training ever used.
     """
 
     folder: str
@@ -62,6 +63,7 @@ class ReleaseLayout:
     library: str | None = None
     fits: Callable[[Any, Trained], bool] = lambda config, trained: True
     notes: Callable[[Any, str], str] = lambda config, letters: ""
+    filled: Callable[[dict[str, Tensor], WriteOptions], str] = lambda state, options: ""
 
 
 def python_block(*lines: str) -> str:

@@ -8,6 +8,7 @@ contract of `releasing.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,36 @@ def released(state: dict[str, Tensor]) -> dict[str, Tensor]:
     zero rows, are published as they are.
     """
     embed, bias = state["embed.weight"].clone(), state["head.out.bias"].clone()
-    for i in (~embed.any(dim=1)).nonzero().flatten().tolist():
-        if i != PAD:
-            letters = [TOKENS.index(letter) for letter in MEANINGS.get(TOKENS[i], "X")]
-            embed[i] = state["embed.weight"][letters].float().mean(0).to(embed.dtype)
-            bias[i] = NEVER
+    for token in never_trained(state):
+        i, letters = TOKENS.index(token), [TOKENS.index(letter) for letter in MEANINGS.get(token, "X")]
+        embed[i] = state["embed.weight"][letters].float().mean(0).to(embed.dtype)
+        bias[i] = NEVER
     return state | {"embed.weight": embed, "head.out.bias": bias}
+
+
+def never_trained(state: dict[str, Tensor]) -> list[str]:
+    """The tokens whose rows `released` fills, in the order of their ids."""
+    empty = (~state["embed.weight"].any(dim=1)).nonzero().flatten().tolist()
+    return [TOKENS[i] for i in empty if i != PAD]
+
+
+def filled_rows(state: dict[str, Tensor], theirs: Sequence[str], where: str = "") -> str:
+    """Markdown for the model card: which rows of a release with the tokens ``theirs`` were filled, and by what."""
+    by_meaning: dict[str, list[str]] = {}
+    for token in never_trained(state):
+        if token in theirs:
+            by_meaning.setdefault(MEANINGS.get(token, "X"), []).append(token)
+    if not by_meaning:
+        return ""
+    ordered = sorted(by_meaning.items(), key=lambda item: len(item[0]))  # copies of one row before means of several
+    told = [
+        f"`{' '.join(tokens)}` " + (f"as `{meaning}`" if len(meaning) == 1 else f"the mean of `{' '.join(meaning)}`")
+        for meaning, tokens in ordered
+    ]
+    return (
+        f"- {where}Rows of tokens that training never showed are filled: {', '.join(told)}. Their output bias is"
+        f" {NEVER:g}, so that they are never predicted.\n"
+    )
 
 
 def to_original(state: dict[str, Tensor], config: RNAMSMConfig) -> dict[str, Tensor]:
@@ -207,13 +232,20 @@ Letters must be A, C, G, U, X or -, insertions removed, all rows equally long; r
 """
 )
 RELEASES = {
-    "multimolecule": ReleaseLayout("", write_multimolecule, _USAGE, library="multimolecule"),
+    "multimolecule": ReleaseLayout(
+        "",
+        write_multimolecule,
+        _USAGE,
+        library="multimolecule",
+        filled=lambda state, options: filled_rows(state, vocabulary(options.vocabulary)),
+    ),
     "original": ReleaseLayout(
         "original",
         write_original,
         "`original/` holds the same weights for the authors' repository; their contact head is not trained.\n\n"
         "```python\nstate = torch.load(PATH_OR_ID, weights_only=True)\n"
         'model.load_state_dict(state["state_dict"])\n```\n',
+        filled=lambda state, options: filled_rows(state, ORIGINAL_TOKENS, "`original/`: "),
     ),
 }
 

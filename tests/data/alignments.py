@@ -96,6 +96,23 @@ def plain_stockholm(path: Path) -> list[Family]:
     return found
 
 
+def plain_a3m(path: Path) -> Family:
+    """Line by line; whatever is a capital or `-` stays."""
+    rows: list[tuple[str, str]] = []
+    for line in path.read_text().splitlines():
+        if line.startswith(">"):
+            rows.append((line[1:].split()[0], ""))
+        else:
+            rows[-1] = rows[-1][0], rows[-1][1] + "".join(c for c in line if c.isupper() or c == "-")
+    return Family(rows, marks={"RF": "x" * len(rows[0][1])})
+
+
+def plain_id(family: Family, path: Path, number: int) -> str:
+    """The accession, else the name, else that of the file."""
+    name = family.features.get("AC") or family.features.get("ID")
+    return name or path.name.removesuffix(".gz").rpartition(".")[0] + f"-{number}" * (number > 1)
+
+
 def plain_clean(family: Family, query: bool) -> list[str]:
     """RF columns (without an RF line those with at most half gaps), upper case, U and X; letter by letter."""
     rows = ["".join("-" if c in ".-_~" else c.upper().replace("T", "U") for c in row) for _, row in family.rows]

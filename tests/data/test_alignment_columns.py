@@ -9,6 +9,7 @@ import pytest
 
 from data.alignment_columns import ColumnRules, clean
 from data.dot_bracket import partners, restricted
+from data.errors import DataError
 from data.formats.raw_alignment import RawAlignment
 from data.synthetic import SyntheticCorpus
 from data.synthetic_family import pair_table
@@ -25,12 +26,25 @@ def letters(alignment: RawAlignment, **rules: object) -> list[str]:
 
 
 def test_letters() -> None:
-    found = clean(raw("ACGUTX", "acgutx", "RYKMSW", "BDHVNI", "-._~--"), ColumnRules("all", query="none"))
-    assert [row.tobytes() for row in found.letters] == [b"ACGUUX", b"ACGUUX", b"XXXXXX", b"XXXXXX"]
+    rows = ["ACGUTX", "acgutx", "RYKMSW", "BDHVNI", "-._~--", "ACGUUU"]
+    found = clean(raw(*rows), ColumnRules("all", query="none"))
+    assert [row.tobytes() for row in found.letters] == [b"ACGUUX", b"ACGUUX", b"XXXXXX", b"XXXXXX", b"ACGUUU"]
     assert found.changes["t_to_u"] == 2
     assert found.changes["ambiguity_to_x"] == 11
     assert found.changes["inosine_to_x"] == 1
     assert found.changes["rows_without_letters_removed"] == 1
+
+
+def test_proteins_spelled_with_letters_of_nucleotides_are_refused() -> None:
+    """More than half of the letters ambiguity codes; gaps do not count, and columns that are dropped do."""
+    with pytest.raises(DataError, match=r"^a\.sto, alignment 1: 10 of its 14 letters are ambiguity codes \(DHKNRSV\)"):
+        clean(raw("DkVHS-NR", "TAVHSC-A", "--------"), ColumnRules("all"))
+    half = raw("ACGU----", "NNNN----")
+    assert letters(half) == ["ACGU", "XXXX"]
+    with pytest.raises(DataError, match="5 of its 9 letters"):
+        clean(raw("ACGU----", "NNNNN---", RF="xxxx...."), ColumnRules())
+    some = raw("ACGUNACGUACG", "ACGUNACNUACG", "NNNNNNCGUACG")
+    assert clean(some, ColumnRules()).changes["ambiguity_to_x"] == 9
 
 
 def test_columns() -> None:

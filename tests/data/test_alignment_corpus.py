@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -356,5 +357,32 @@ def test_config_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nearest valid key is min_depth"):
         load_alignment_config(tmp_path / "c.yaml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no file named \*\.sto"):
+    with pytest.raises(DataError, match=r"no file named \*\.sto[^(]*; add the files"):
         prepare_alignments(config(tmp_path / "c", tmp_path / "empty"))
+
+
+def test_a_folder_of_folders_is_told_the_pattern_that_descends(tmp_path: Path) -> None:
+    write_stockholm(tmp_path / "all/RF1/a.sto", many_families(4))
+    with pytest.raises(DataError, match="folders in it are not looked into") as refused:
+        prepare_alignments(config(tmp_path / "c", tmp_path / "all"))
+    pattern = str(refused.value).split("is: ")[1].split(")")[0]
+    assert pattern == f"{tmp_path}/all/**/*.sto"
+    prepare_alignments(config(tmp_path / "c", Path(pattern), validation_fraction=0))
+    assert len(everything(tmp_path / "c")) == 4
+
+
+@pytest.mark.parametrize("kind", ["auto", "stockholm", "a3m"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.sto.gz", "a.zip"])
+def test_archives_are_to_be_unpacked(tmp_path: Path, kind: str, name: str) -> None:
+    """Whatever their names promise: a tar holds the text of its members, which a reader could take for its own."""
+    source, packed = write_stockholm(tmp_path / "a.sto", many_families(2)), tmp_path / name
+    if name.endswith("zip"):
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(source)
+    else:
+        with tarfile.open(packed, "w:gz" if name.endswith("gz") else "w") as tar:
+            tar.add(source)
+    chosen = config(tmp_path / "c", packed)
+    chosen.sources[0].format = kind
+    with pytest.raises(DataError, match=f"{name}: is a (tar|zip) archive, which is not read; unpack it"):
+        prepare_alignments(chosen)

@@ -40,6 +40,12 @@ def prepare(source: Path, to: Path, *options: str) -> int:
             r"row 1 \(a\) holds 'L' in column 3, which is no letter of",
         ),
         ("protein.a3m", ">a\nMKLEFPQ\n>b\nMKLEFPQ\n", r"looks like a protein"),
+        (
+            "dkvhs.sto",
+            HEAD + "a DKVHSNRDKV\nb DKVHSARCT-\n//\n",
+            r"dkvhs\.sto, alignment 1 \(RF1\): 16 of its 19 letters are ambiguity codes \(DHKNRSV\)",
+        ),
+        ("dkvhs.afa", ">a\nDKVHSNRDKV\n>b\nDKVHSARCT-\n", r"perhaps of proteins; give nucleotides, or leave it out"),
         ("cut.sto", HEAD + "a ACGU\nb ACGU\n", r"the file ends without the // that ends an alignment"),
         ("block.sto", HEAD + "a AC\nb AC\n\na GU\n//\n", r"row a is in blocks 1 and 2, but the blocks do not list the"),
         ("line.sto", HEAD + "a ACGU\nb AC\n//\n", r"row 2 \(b\) has 2 columns, the first row \(a\) has 4"),

@@ -80,6 +80,23 @@ def test_arrays_are_those_of_the_model(model, release, stockholm, tmp_path):
         assert np.abs(maps - expected[1].numpy()).max() < 1e-6
 
 
+@pytest.mark.slow
+def test_shapes_of_the_published_size(tmp_path):
+    """Spec 8: (L, 768) of the query and (L, L, 120) row maps, in the file."""
+    torch.manual_seed(0)
+    large = RNAMSM(RNAMSMConfig.named("base"))
+    (tmp_path / "base").mkdir()
+    options = WriteOptions("x", torch.bfloat16)  # half the file
+    layout.RELEASES["multimolecule"].write(tmp_path / "base", large.state_dict(), large.config, options)
+    (tmp_path / "one.a3m").write_text(">q\nACGUACGUACGUACGUA\n>b\nAC-gguUANACGUACGU-UA\n")
+    (record,) = extract(str(tmp_path / "base"), [tmp_path / "one.a3m"], tmp_path / "out", Options())
+    with np.load(tmp_path / "out" / f"{record['name']}.npz") as arrays:
+        assert arrays["representation"].shape == (17, 768)
+        assert arrays["maps"].shape == (17, 17, 120)
+        assert (arrays["maps"] > 0).all()
+        assert (arrays["maps"].sum(1) < 1).all()  # what is missing went to `<cls>`
+
+
 def test_formats_and_folders(model, release, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

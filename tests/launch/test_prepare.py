@@ -219,6 +219,10 @@ def test_source_paths(tmp_path: Path) -> None:
     for path in ("none", "*.gb"):
         with pytest.raises(DataError, match="source0"):
             names(path)
+    (tmp_path / "higher").mkdir()
+    (tmp_path / "deep").rename(tmp_path / "higher/deep")
+    with pytest.raises(DataError, match=r"not looked into; a pattern as `path` is: .*/higher/\*\*/\*\.fa\)"):
+        names("higher")
 
 
 def test_main_guard() -> None:

@@ -27,14 +27,40 @@ def test_flops_of_the_specification():
     assert saved == 3 * (40 - 6) * (head + last)
 
 
+SHAPES = pytest.mark.parametrize(("rows", "columns"), [(5, 17), (12, 6), (1, 70)])
+# torch does not count products that are added to a total in place, as our backward pass does with those of weights.
+IN_PLACE = {torch.ops.aten.addmm_: lambda total, a, b, **more: 2 * a[0] * a[1] * b[1]}
+
+
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("targets", [None, torch.tensor([3, 14, 15, 60])])
-@pytest.mark.parametrize(("rows", "columns"), [(5, 17), (12, 6)])
-def test_flops_are_those_that_torch_counts(rows, columns, targets):
+@SHAPES
+def test_flops_are_those_that_torch_counts(rows, columns, targets, backward):
+    """To the last one. Columns of one row have neither queries nor keys: 28 d² in a layer, otherwise 32 d²."""
     config = RNAMSMConfig(layers=2, width=32, heads=4, ffn=64, attention_dropout=0)
     model = RNAMSM(config).eval()
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch does not count the CPU's
-        model(torch.full((1, rows, columns), 6), target_index=targets)
-    assert 3 * counter.get_total_flops() == flops(config, [(rows, columns)], None if targets is None else len(targets))
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+        logits = model(torch.full((1, rows, columns), 6), target_index=targets)
+        if backward:
+            logits.sum().backward()
+    expected = flops(config, [(rows, columns)], None if targets is None else len(targets))
+    assert counter.get_total_flops() * (1 if backward else 3) == expected
+
+
+@torch.no_grad()
+@SHAPES
+def test_flops_of_inference(rows, columns):
+    config = RNAMSMConfig(layers=2, width=32, heads=4, ffn=64)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        RNAMSM(config).eval()(torch.full((1, rows, columns), 6))
+    assert 3 * counter.get_total_flops() == flops(config, [(rows, columns)])
+
+
+def test_one_row_costs_what_the_specification_says():
+    config = RNAMSMConfig.named("base")
+    d, columns = 768, 500
+    forward = columns * (10 * (28 * d * d + 4 * d * columns) + 2 * d * d + 2 * 28 * d)
+    assert flops(config, [(1, columns)]) == 3 * forward
 
 
 @pytest.mark.parametrize("how", ["plain", "dropout", "bf16 module", "autocast"])

@@ -112,6 +112,32 @@ def test_rows_that_were_never_trained_are_filled_and_never_random():
     assert same(layout.released(filled), filled)
 
 
+FILLED = {  # Markdown on a release of our own training
+    "multimolecule": "- Rows of tokens that training never showed are filled: `<eos> <unk> <null> N I | * ?` as `X`, "
+    "`.` as `-`, `R` the mean of `A G`, `Y` the mean of `C U`, `S` the mean of `C G`, `W` the mean of `A U`, "
+    "`K` the mean of `G U`, `M` the mean of `A C`, `B` the mean of `C G U`, `D` the mean of `A G U`, "
+    "`H` the mean of `A C U`, `V` the mean of `A C G`. Their output bias is -30, so that they are never predicted.\n",
+    "original": "- `original/`: Rows of tokens that training never showed are filled: `<eos> <unk> N` as `X`. Their "
+    "output bias is -30, so that they are never predicted.\n",
+}
+
+
+@pytest.mark.parametrize("kind", FILLED)
+def test_filled_rows_are_told(kind):
+    """Spec 7.4; what stands there is checked above, and here that the telling is of the same tokens."""
+    tell, options = layout.RELEASES[kind].filled, WriteOptions("x")
+    state = fresh().state_dict()
+    assert tell(state, options) == FILLED[kind]
+    filled = layout.released(state)["embed.weight"]
+    differ = {layout.TOKENS[i] for i in range(28) if not torch.equal(filled[i], state["embed.weight"][i])}
+    assert differ == set(layout.never_trained(state))
+    older = tell(state, WriteOptions("x", vocabulary=26))
+    assert ("|" in older, "?" in older) == (False, False)
+    theirs = layout.from_original(original_state(), 3)[1]  # N, <eos> and <unk> were trained
+    assert ("<null> I | * ?` as `X`" in tell(theirs, options)) == (kind == "multimolecule")
+    assert tell(layout.released(theirs), options) == ""
+
+
 def test_vocabulary_of_26_and_bf16(tmp_path):
     state = telling_weights(fresh()).state_dict()
     options = WriteOptions("x", torch.bfloat16, shard_bytes=20_000, vocabulary=26)

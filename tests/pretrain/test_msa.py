@@ -16,6 +16,7 @@ from models import rnamsm as module
 from models.layouts import rnamsm as layout
 from models.rnamsm import ANSWERS, PAD, RNAMSMConfig
 from models.rnamsm import RNAMSM as Model
+from pretrain import recipe
 from pretrain.errors import PretrainError
 from pretrain.objectives.msa import MSA
 from pretrain.objectives.msa_config import MSAConfig
@@ -337,6 +338,23 @@ def test_the_recipe_has_the_numbers_of_the_specification():
     assert rate(147_600) == pytest.approx(0.83 * 3e-4, rel=0.01)
     assert rate(500_000) == pytest.approx(0, abs=1e-12)
     assert content["budget"]["epochs"] * 3932 / content["batch"]["sequences"] == 147_450  # 492 whole steps per epoch
+
+
+def test_the_recipe_optimises_as_specified():
+    """Spec 5: AdamW's numbers and what decays, precision, clipping and seed; what is unknown is ours (spec 6)."""
+    loaded = recipe.load("rnamsm.yaml")
+    optimizer, schedule = loaded.optimizer, loaded.schedule
+    assert (optimizer.name, optimizer.learning_rate, optimizer.betas) == ("adamw", 3e-4, [0.9, 0.999])
+    assert (optimizer.eps, optimizer.weight_decay, optimizer.decayed) == (1e-8, 3e-4, "all_but_norms")
+    assert optimizer.gradient_clipping == 1.0
+    assert (schedule.name, schedule.warmup_steps, schedule.warmup_start) == ("cosine", 16_000, 0.0)
+    assert schedule.minimum == 0.0
+    assert schedule.warmup_steps + schedule.decay_steps == 500_000
+    assert (loaded.batch.sequences, loaded.batch.tokens_per_micro_batch, loaded.budget.epochs) == (8, 16_384, 300)
+    assert (loaded.compute.precision, loaded.deepspeed.zero_stage) == ("bf16_autocast", 1)
+    assert not loaded.model.checkpointing
+    assert loaded.run.seed == 42
+    assert loaded.validation.every_steps == 5000
 
 
 def test_a_prepared_corpus_of_alignments(tmp_path):

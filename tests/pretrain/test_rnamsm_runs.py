@@ -13,9 +13,11 @@ import torch
 from data.alignments import AlignmentCorpus
 from launch.prepare import main as prepare
 from models.layouts.detect import read_checkpoint
-from models.rnamsm import RNAMSM
+from models.rnamsm import NEVER, RNAMSM
+from pretrain import evaluate, recipe
 from pretrain.checkpoint import steps_on_disk
 from pretrain.contacts import FRACTIONS
+from pretrain.initialise import build_model
 from pretrain.validation_alignments import tokens_of
 from tests.archive import serving
 from tests.ranks import (
@@ -34,7 +36,7 @@ from tests.ranks import (
 )
 from tests.synthetic_alignments import synthetic_alignments
 
-EXPORT = ROOT / "launch" / "export.py"
+EXPORT, EVALUATE = ROOT / "launch" / "export.py", ROOT / "launch" / "evaluate.py"
 SIZES = ["model.name=rnamsm", "model.width=32", "model.heads=2", "model.ffn=40", "model.layers=2"]
 OBJECTIVE = ["objective.name=msa", "objective.max_columns=64", "objective.max_tokens=256"]
 TINY = ["--config", str(ROOT / "tests" / "tiny.yaml"), *SIZES, *OBJECTIVE, "batch.sequences=6"]
@@ -109,6 +111,23 @@ def test_random_queries_of_consensus_frames(tmp_path):
         pretrain_well(new(frames, tmp_path, name, f"objective.query={query}", *options), ranks)
     assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5, atol=0)
     assert not np.allclose(losses(tmp_path / "one"), losses(tmp_path / "first"), rtol=1e-3, atol=0)
+
+
+@pytest.mark.slow
+def test_decay_moves_biases_and_never_the_row_embedding(corpus, tmp_path):
+    """As in the recipe, but a thousand times stronger, at every stage."""
+    options = ["optimizer.decayed=all_but_norms", "optimizer.weight_decay=0.3", "budget.steps=4"]
+    options += ["optimizer.learning_rate=3e-3"]
+    for name, ranks, more in (("alone", 1, []), ("stage2", 2, ["deepspeed.zero_stage=2"]), ("stage3", 2, STAGE_3)):
+        pretrain_well(new(corpus, tmp_path, name, *options, *more), ranks)
+        assert np.allclose(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=1e-5, atol=0)
+        found = last(tmp_path / name).weights()
+        before = build_model(recipe.read_resolved(tmp_path / name / "recipe.yaml")).state_dict()
+        assert torch.equal(found["stem.row"], before["stem.row"])
+        never = before["head.out.bias"] == NEVER  # no gradient reaches them, so they tell the decay alone
+        moved = found["head.out.bias"][never]
+        assert (moved > 0.999 * NEVER).all()
+        assert (moved < 0.99 * NEVER).all()
 
 
 # Learning
@@ -224,10 +243,43 @@ def test_staged_from_a_server(tmp_path):
 def weights(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a run of ours and as a release, which holds the authors' layout too."""
     folder = tmp_path_factory.mktemp("weights")
-    pretrain_well(new(corpus, folder, "run", "budget.steps=2"))
+    pretrain_well(new(corpus, folder, "run", "budget.steps=2", "validation.sequences=8"))
     exported = finish(start([str(folder / "run"), "--to", str(folder / "release")], script=EXPORT))
     assert exported[0][0] == 0, exported
+    (folder / "said.txt").write_text(exported[0][1])
     return folder
+
+
+def test_evaluation_gives_the_figures_of_the_run(corpus, weights):
+    """Of the run and of its release, by the command: loss, accuracy, contacts, and the trivial models."""
+    (expected,), (references,) = (records(weights / "run", kind) for kind in ("validation", "references"))
+    for found in evaluate.evaluate([weights / "run", weights / "release"], corpus, sequences=8):
+        for figure, value in found.report.items():
+            if not isinstance(value, dict):
+                assert value == pytest.approx(expected[figure], rel=1e-4), figure
+        assert {"loss", "contact_precision_l"} <= found.report.keys()
+        for name in ("letter_frequencies", "column_profile"):
+            assert found.references[name] == pytest.approx(references[name], rel=1e-6)
+    arguments = [str(weights / "run"), "--corpus", str(corpus), "--sequences", "8"]
+    ((code, out, err),) = pretrain(arguments, script=EVALUATE)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("run step 2 (")
+    assert f"loss {expected['loss']:.4f}" in lines[0]
+    assert "contact_precision_l " in lines[0]
+    assert [line.split(":")[0] for line in lines[-2:]] == ["letter frequencies", "column profile"]
+    predicting = [*arguments[:3], "--write-predictions", str(weights / "predicted")]
+    assert "the objective msa, which predicts no profiles" in refused(pretrain(predicting, script=EVALUATE))
+
+
+def test_a_release_tells_which_rows_were_filled_by_what(weights):
+    card, said = (weights / "release" / "README.md").read_text(), (weights / "said.txt").read_text()
+    assert "never showed are filled: `<eos> <unk> <null> N I | * ?` as `X`, `.` as `-`, `R` the mean of `A G`" in card
+    assert "`original/`: Rows of tokens that training never showed are filled: `<eos> <unk> N` as `X`" in card
+    assert (
+        "    Rows of tokens that training never showed are filled: <eos> <unk> <null> N I | * ? as X, . as -, R" in said
+    )
+    assert card.count("Their output bias is -30") == said.count("Their output bias is -30") == 2
 
 
 @pytest.mark.slow
