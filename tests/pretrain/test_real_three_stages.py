@@ -83,6 +83,6 @@ def test_a_small_model_beats_the_medians_and_the_three_stages_follow(folder: Pat
     assert median["loss"] == pytest.approx(0.2164, abs=1e-4)  # of all 0.2167
     assert a["loss"] < median["loss"]
     assert c["loss"] < median["loss"]
-    for one in (a, c):
+    for one in (a, c, median):
         assert one["loss_DMS"] < one["loss_2A3"]
         assert one["loss"] == pytest.approx((one["loss_2A3"] + one["loss_DMS"]) / 2, abs=2e-3)
