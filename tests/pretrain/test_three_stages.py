@@ -80,6 +80,7 @@ def predicted(models: list[Path], folder: Path, corpus: str, to: str, *more: obj
 
 
 def test_the_three_stages(folder: Path) -> None:
+    before = {name: content(folder / name) for name in ("measured", "unlabelled")}
     first = trained(stages_of("ribonanzanet_initial", folder), "first", kills=[4, 8])
     assert [record["stage"] for record in records(first)] == ["constant"] * 5 + ["annealed"] * 5
 
@@ -105,6 +106,7 @@ def test_the_three_stages(folder: Path) -> None:
     for run in (first, second, final):  # all stages are judged on the same measured sequences
         assert len({record["targets"] for record in records(run, "validation")}) == 1
     require_final_beside_first(folder, first, second, final)
+    assert all(content(folder / name) == files for name, files in before.items())  # nothing is written into the data
 
 
 def require_state_carried_over(run: Path) -> None:
