@@ -129,7 +129,21 @@ class _SourceReader:
             if not batch:
                 return
             places = range(number * _BATCH, number * _BATCH + len(batch))
-            yield self._rows(path, file, places, batch)
+            rows = self._rows(path, file, places, batch)
+            if number == 0:
+                self._require_ratios(path)
+            yield rows
+
+    def _require_ratios(self, path: Path) -> None:
+        """Without signal-to-noise every profile would be noisy, and no value of it be trained on."""
+        if self.source.signal_to_noise is not None or not path.name.endswith(reactivity_table.SUFFIXES):
+            return
+        columns = reactivity_table.table_columns(path)
+        if columns.values and columns.signal_to_noise is None:
+            raise DataError(
+                f"{path}, line 1: no column signal_to_noise, by which profiles are chosen and trained on; add it, or "
+                f"set signal_to_noise of the source {self.source.name} for all of them (10 for pseudo-labels)."
+            )
 
     def _rows(
         self, path: Path, file: int, places: range, batch: list[ProfileRecord]
@@ -172,6 +186,12 @@ class _SourceReader:
         letters = record.letters
         if letters is None and self.lookup is not None:
             letters = self.lookup(record.name)
+            if letters is not None and 0 < len(record.values) < len(letters.strip()):
+                raise DataError(
+                    f"{path}, line {record.line} ({record.name}): the sequence of this id in {self.source.sequences} "
+                    f"has {len(letters.strip())} letters, but the table has only {len(record.values)} reactivity "
+                    "columns; columns are missing, or the profiles are those of other sequences."
+                )
         if letters is None:
             if self.lookup is None:
                 raise DataError(

@@ -72,6 +72,7 @@ class OptimizerConfig:
     lookahead_steps: int = 6  # of Ranger: how often fast and slow weights meet
     lookahead_share: float = 0.5  # of Ranger: how far the slow weights then go towards the fast ones
     gradient_clipping: float = 1.0  # global norm; 0 switches it off
+    clip_before_centralising: bool = False  # of Ranger: the authors' order; at ZeRO stage 0 alone
     stop_after_skipped: int = 50  # steps in a row whose gradient is not finite
 
 

@@ -18,6 +18,7 @@ from pretrain.config import OptimizerConfig, Recipe
 from pretrain.distributed import World
 from pretrain.errors import PretrainError
 from pretrain.optim import build_optimizer, new_state, state_kinds
+from pretrain.ranger import centralise_now
 
 # DeepSpeed keys that the recipe or the loop decides, with the recipe's key to use instead.
 OWNED_KEYS = {
@@ -66,6 +67,7 @@ class Engine:
         self.world = world
         self.stage = recipe.deepspeed.zero_stage
         self.clipping = recipe.optimizer.gradient_clipping
+        self.centralises_late = recipe.optimizer.clip_before_centralising
         self.kinds = state_kinds(recipe.optimizer)
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -121,6 +123,8 @@ class Engine:
                 parameter.grad = None
         elif self.clipping > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clipping, norm)
+        if self.centralises_late:
+            centralise_now(parameters)
 
     def _create_optimizer_state(self, config: OptimizerConfig) -> None:
         """The state that the optimizer creates on its first step, so that it can be saved and loaded at any time."""

@@ -172,6 +172,8 @@ def open_data(
     seed = settings.run.seed if seed is None else seed
     structures = None if settings.data.structures is None else StructureTable.read(Path(settings.data.structures))
     training = {place.name: _training(place, objective) for place in places}
+    if hasattr(objective, "require_targets"):
+        objective.require_targets(list(training.values()))
     mixture = Mixture(training, weights, seed, n, structures)
     budget, limit = settings.budget, settings.batch.tokens_per_micro_batch
     for corpus in training.values():

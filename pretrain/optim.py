@@ -48,13 +48,14 @@ def _of_norms_or_idle(model: nn.Module) -> set[int]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
     """AdamW or Ranger over the groups of ``parameter_groups``. ``fused`` (AdamW only) needs parameters on a GPU.
 
-    Ranger's centralisation of gradients is put on the model, once and for good.
+    Ranger's centralisation of gradients is put on the model, once and for good, unless clipping comes first.
     """
     groups = parameter_groups(model, config.weight_decay, config.decayed)
     rate, betas, eps = config.learning_rate, (config.betas[0], config.betas[1]), config.eps
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=fused)
-    centralise_gradients(model)
+    if not config.clip_before_centralising:  # else the engine does it, after clipping
+        centralise_gradients(model)
     return Ranger(groups, lr=rate, betas=betas, eps=eps, k=config.lookahead_steps, alpha=config.lookahead_share)
 
 

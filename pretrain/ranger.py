@@ -117,9 +117,16 @@ def centralise_gradients(model: nn.Module) -> list[RemovableHandle]:
     As hooks on the parameters, so it acts on shaped gradients before DeepSpeed flattens them: call it before
     `deepspeed.initialize`. It is linear and so exact under accumulation, averaging over ranks, and loss scaling. But
     gradient clipping, which comes later, then sees the norm of the centralised gradients (the authors' code clips
-    before). Returns the handles that remove it again.
+    before: `centralise_now`). Returns the handles that remove it again.
     """
     return [p.register_hook(_centralised) for p in model.parameters() if p.requires_grad and p.dim() > 1]
+
+
+def centralise_now(parameters: Iterable[nn.Parameter]) -> None:
+    """The same to gradients as they are: after clipping, which the authors' order is, where nothing has cut them."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.dim() > 1:
+            parameter.grad.copy_(_centralised(parameter.grad))
 
 
 def _centralised(gradient: Tensor) -> Tensor:

@@ -273,6 +273,12 @@ def check(recipe: Recipe) -> None:
             refuse(key, found, "one of " + ", ".join(map(str, allowed)))
     if recipe.schedule.decay_steps is not None and recipe.schedule.decay_epochs is not None:
         raise PretrainError("give one of schedule.decay_steps and schedule.decay_epochs, not both")
+    ranger_uncut = recipe.optimizer.name == "ranger" and recipe.deepspeed.zero_stage == 0
+    if recipe.optimizer.clip_before_centralising and not ranger_uncut:
+        raise PretrainError(
+            "optimizer.clip_before_centralising=true needs optimizer.name=ranger and deepspeed.zero_stage=0: from "
+            "stage 1 on gradients are clipped when ZeRO has cut them, and only whole ones can be centralised"
+        )
     if recipe.deepspeed.offload and recipe.deepspeed.zero_stage == 0:
         raise PretrainError("deepspeed.offload=true needs deepspeed.zero_stage 1, 2 or 3")
     if recipe.compute.precision == "bf16" and recipe.deepspeed.zero_stage == 0:

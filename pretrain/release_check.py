@@ -85,11 +85,15 @@ def model_of(name: str, config: Any, state: dict[str, Tensor]) -> nn.Module:
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, settings: Recipe, samples: list[Any]) -> list[Tensor]:
-    """[..., V or channels] per micro-batch, as in training: masks, crops, special tokens and padding take part."""
+def outputs_of(model: nn.Module, settings: Recipe, samples: list[Any], padded: bool = True) -> list[Tensor]:
+    """[..., V or channels] per micro-batch, as in training: masks, crops, special tokens and padding take part.
+
+    Without ``padded`` every sample is a micro-batch of its own.
+    """
     objective = objective_of(settings)
     keys = randomness.keys(randomness.key("release"), np.arange(len(samples)))
-    parts = [slice(i, i + 1) for i in range(len(samples))] if objective.one_per_micro_batch else [slice(None)]
+    alone = objective.one_per_micro_batch or not padded
+    parts = [slice(i, i + 1) for i in range(len(samples))] if alone else [slice(None)]
     return [objective.logits(model, objective.collate(samples[part], keys[part])) for part in parts]
 
 

@@ -55,9 +55,18 @@ class ProfileValidation(HeldOut):
         constant = {key: _median(np.concatenate([values[letter, key[1]] for letter in _LETTERS])) for key in values}
         by_letter = {key: _median(found) if len(found) else constant[key] for key, found in values.items()}
         return {
-            "channel_median": {"loss": _mean_error(held_out, constant)},
-            "nucleotide_median": {"loss": _mean_error(held_out, by_letter)},
+            "channel_median": self._errors(held_out, constant),
+            "nucleotide_median": self._errors(held_out, by_letter),
         }
+
+    def _errors(
+        self, values: dict[tuple[str, int], npt.NDArray[np.float32]], predicted: dict[tuple[str, int], float]
+    ) -> dict[str, float]:
+        """Mean error of constants over all values, and over those of each channel."""
+        found = {"loss": _mean_error(values, predicted)}
+        for number, name in enumerate(self.objective.config.channels):
+            found[f"loss_{name}"] = _mean_error({k: v for k, v in values.items() if k[1] == number}, predicted)
+        return found
 
     def _values(self, corpus: Any, ids: npt.NDArray[np.int64]) -> dict[tuple[str, int], npt.NDArray[np.float32]]:
         """(letter, channel) -> clipped measured values that count, as in training or in validation."""

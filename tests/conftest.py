@@ -55,6 +55,7 @@ def products_as_before() -> Iterator[None]:
 
 # Files with few tests that take minutes: first, so that no process works on one alone at the end.
 LONGEST = ("test_rnaernie_run.py", "test_rnamsm_runs.py", "test_readme.py", "test_resume.py", "test_matrix.py")
+LONGEST += ("test_real_three_stages.py", "test_three_stages.py", "test_ranger_ranks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -227,6 +227,15 @@ Their code treats padding differently: predict sequences of one length per batch
 """
 
 
+def _multimolecule_notes(config: RibonanzaNetConfig, letters: str) -> str:
+    if config.mask_mode in ("fixed", "signed"):
+        return ""
+    return (
+        f"The model was trained with mask_mode {config.mask_mode}, which MultiMolecule does not have. Its outputs are "
+        "right without padding: predict sequences of one length per batch, or one at a time.\n"
+    )
+
+
 def _original_notes(config: RibonanzaNetConfig, letters: str) -> str:
     return f"The outputs of the file in `original/` are {', '.join(channels(config) or ())}, in this order.\n"
 
@@ -247,6 +256,7 @@ RELEASES = {
         _USAGE,
         library="multimolecule",
         fits=_fits_multimolecule,
+        notes=_multimolecule_notes,
     ),
     "original": ReleaseLayout(
         "original",

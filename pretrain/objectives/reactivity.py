@@ -73,6 +73,19 @@ class Reactivity:
             corpus.require_errors()
         return corpus.view(SampleFilter.of(classes, drop_libraries=dropped, **options))
 
+    def require_targets(self, corpora: Sequence[Any]) -> None:
+        """Raises DataError for a channel of which no sample of a stage would be trained on; a corpus may lack it."""
+        lowest = self.config.min_signal_to_noise
+        ratios = [np.nan_to_num(corpus.signal_to_noise, nan=-np.inf).max(axis=0) for corpus in corpora]
+        enough = np.max(ratios, axis=0) >= lowest  # in float32, as in training
+        for name, trained in zip(self.config.channels, enough.tolist(), strict=True):
+            if not trained:
+                raise DataError(
+                    f"{' and '.join(str(corpus.path) for corpus in corpora)}: no profile of {name} among the samples "
+                    f"of this stage has a signal-to-noise of at least {lowest:g}, so {name} would not be trained; take "
+                    "other samples, lower objective.min_signal_to_noise, or leave the channel out of corpus and recipe."
+                )
+
     def require_channels(self, corpus: Any) -> None:
         """Raises DataError unless a corpus has exactly the channels of the recipe, in its order."""
         if corpus.channels != self.config.channels:

@@ -227,7 +227,7 @@ def test_shards_are_plain_webdataset(corpus: Path) -> None:
     for block in webdataset.WebDataset(str(corpus / "train-000000.tar"), shardshuffle=False):
         part = {k: np.load(io.BytesIO(block[f"{k}.npy"])) for k in ("tok", "off", "react", "err", "snr", "channels")}
         assert part["channels"].tolist() == [b"2A3", b"DMS"]
-        assert (part["react"].dtype, part["snr"].dtype) == (np.float16, np.float32)
+        assert (part["react"].dtype, part["err"].dtype, part["snr"].dtype) == (np.float16, np.float16, np.float32)
         profile = opened.profiles([at])[0]
         np.testing.assert_array_equal(part["react"][: part["off"][1]].astype(np.float32), profile.values)
         at += len(part["snr"])

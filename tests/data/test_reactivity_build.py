@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from data.reactivity import ReactivityCorpus
+from data.reactivity_build import prepare_reactivity
+from data.reactivity_config import load_reactivity_config
 from data.verify_reactivity import verify_reactivity
-from launch.cli import ROOT
+from launch.cli import CONFIGS, ROOT
 from tests.data.corpora import content
 from tests.data.reactivity_files import Row, as_array, build, dropped, other, rows_of, samples, write_table
 
@@ -205,3 +207,33 @@ def test_rows_of_make_the_three_classes() -> None:
     """The helper itself: what the other tests rely on."""
     rows: list[Row] = rows_of(9)
     assert [(rows[i].snr > 1, rows[i + 1].snr > 1) for i in (0, 2, 4)] == [(True, True), (True, False), (False, False)]
+
+
+def test_all_rules_of_the_recipe_on_one_table(tmp_path: Path) -> None:
+    """Spec 13, 8: PK50 and PK90 libraries, duplicate rows, the three classes and a fold, in shuffled rows."""
+    names = ["PK50_Old", "PK90_x", "PK50_AltChemMap_NovaSeq_a", "PK90_Twist_epPCR", "SL5", "Round9"]
+    rows = [other(row, dataset=f"{names[i // 2 % 6]}_{row.experiment[:3]}") for i, row in enumerate(rows_of(140))]
+    rows += [other(row, snr=row.snr - 0.7, values=rows[0].values) for row in rows[::7]]  # measured worse before
+    table = write_table(tmp_path / "train_data.csv", random.Random(2).sample(rows, len(rows)))
+    settings = load_reactivity_config(
+        CONFIGS / "data" / "ribonanza.yaml", [f"sources.0.path={table}", f"output={tmp_path / 'c'}"]
+    )
+    manifest = prepare_reactivity(settings)
+
+    kept = [row for row in rows if not row.dataset.startswith(("PK50_Old", "PK90_x"))]
+    best: dict[tuple[str, str], Row] = {}
+    for row in kept:
+        key = (row.sequence, row.experiment)
+        best[key] = max(best.get(key, row), row, key=lambda one: one.snr)
+    assert dropped(manifest) == {"dataset": len(rows) - len(kept), "duplicate": len(kept) - len(best)}
+    pairs = [(best[s, "2A3_MaP"].snr, best[s, "DMS_MaP"].snr) for s in {s for s, _ in best}]
+    classes = [sum((pair[0] > 1) + (pair[1] > 1) == above for pair in pairs) for above in (2, 1, 0)]
+    splits = manifest["splits"]
+    assert [sum(splits[s]["classes"][name] for s in splits) for name in ("clean", "dirty", "noisy")] == classes
+    held_out = splits["validation"]["classes"]
+    assert held_out == {"clean": -(-classes[0] // 6), "dirty": 0, "noisy": 0}
+    for sequence, profile in samples(tmp_path / "c").items():
+        for channel, experiment in enumerate(("2A3_MaP", "DMS_MaP")):
+            row = best[sequence, experiment]
+            np.testing.assert_array_equal(profile.values[:, channel], as_array(row.values))
+            assert profile.signal_to_noise[channel] == np.float32(row.snr)

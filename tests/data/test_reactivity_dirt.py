@@ -121,6 +121,33 @@ def test_pseudo_labels_with_ids_only(tmp_path: Path) -> None:
         build(tmp_path / "d", pseudo)
 
 
+def test_pseudo_labels_in_parquet_of_two_widths(tmp_path: Path) -> None:
+    """Spec 3.4: one file with sequences and few columns, one with ids only and more columns, `2A3` without `_MaP`."""
+    csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
+    first, second = rows_of(6, blank=0), rows_of(6, seed=1, blank=0)
+    write_table(tmp_path / "first.csv", first, width=70)
+    text = write_table(tmp_path / "second.csv", second, width=90, id_name="id").read_text().replace("_MaP", "")
+    (tmp_path / "second.csv").write_text(text)
+    tables = [csv.read_csv(tmp_path / f"{name}.csv") for name in ("first", "second")]
+    only_ids = [name for name in tables[1].column_names if name != "sequence" and "error" not in name]
+    parquet.write_table(tables[0], tmp_path / "first.parquet")
+    parquet.write_table(tables[1].select(only_ids), tmp_path / "second.parquet")
+    known = "".join(f"{row.id},{row.sequence}\n" for row in second[::2])
+    (tmp_path / "test_sequences.csv").write_text("sequence_id,sequence\n" + known)
+    sources = [
+        ReactivitySource("noisy", str(tmp_path / "first.parquet"), signal_to_noise=10),
+        ReactivitySource(
+            "test", str(tmp_path / "second.parquet"), sequences=str(tmp_path / "test_sequences.csv"), signal_to_noise=10
+        ),
+    ]
+    manifest = build(tmp_path / "c", sources=sources, split=SplitConfig(folds=0))
+    assert manifest["splits"]["train"]["classes"] == {"clean": 12, "dirty": 0, "noisy": 0}
+    found = samples(tmp_path / "c")
+    for row in (*first, *second):
+        column = found[row.sequence].values[:, ["2A3", "DMS"].index(row.experiment[:3])]
+        np.testing.assert_array_equal(column, as_array(row.values))
+
+
 def test_too_many_libraries(tmp_path: Path) -> None:
     rows = [other(row, dataset=f"d{i}") for i, row in enumerate(rows_of(130))]
     with pytest.raises(DataError, match="source s0: there are more than 255 different dataset names"):

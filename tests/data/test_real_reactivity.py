@@ -13,6 +13,7 @@ from data.reactivity import ReactivityCorpus
 from data.reactivity_config import ReactivitySource, SplitConfig
 from data.reactivity_filter import SampleFilter
 from data.verify_reactivity import verify_reactivity
+from tests.data import recounted
 from tests.data.corpora import SHARED
 from tests.data.reactivity_files import build
 
@@ -37,11 +38,41 @@ def test_counts_of_the_pk50_pair(pk50: Path) -> None:
     assert [sum(s["values"][name] for s in splits) for name in ("2A3", "DMS")] == [187_059, 186_783]
     assert [2729 - sum(s["profiles"][name] for s in splits) for name in ("2A3", "DMS")] == [18, 22]
     assert validation.count == 426  # a sixth of 2,553, rounded up
+    counted = recounted.tables(sorted(REAL.glob("ribonanza_pk50_*.csv.gz")))
+    assert (counted.counts["rows"], len(counted.sequences), counted.duplicates) == (2 * 2729, 2729, 0)
+    for channel in ("2A3", "DMS"):
+        assert sum(s["values"][channel] for s in splits) == counted.counts[f"values {channel}"]
+        assert sum(s["profiles"][channel] for s in splits) == counted.counts[f"rows with values {channel}"]
+    ratios = [[counted.best(one, channel)[0] for channel in ("2A3", "DMS")] for one in counted.sequences]
+    above = [sum(ratio > 1 for ratio in both) for both in ratios]
+    assert [above.count(n) for n in (2, 1, 0)] == [2553, 53, 123]
+    require_same_profiles(pk50, counted)
     assert train.manifest["errors"]["pairs_identical"] == train.manifest["errors"]["pairs_compared"] > 2700
     assert not train.errors_trusted
     report = verify_reactivity(pk50)
     assert report.intact
     assert report.sequences == 2729
+
+
+def require_same_profiles(corpus: Path, counted: recounted.Recount) -> None:
+    """Every sequence and channel has the values of a profile with the highest signal-to-noise, and nothing else is."""
+    seen = 0
+    for split in ("train", "validation"):
+        opened = ReactivityCorpus.open(corpus, split)
+        for profile in opened.profiles(np.arange(opened.count)):
+            sequence = profile.letters.tobytes().decode()
+            for c, channel in enumerate(opened.channels):
+                values, ratio = profile.values[:, c], profile.signal_to_noise[c]
+                if (sequence, channel) not in counted.profiles:
+                    assert np.isnan(values).all()
+                    assert np.isnan(ratio)
+                    continue
+                top, candidates = counted.best(sequence, channel)
+                halves = [np.float32(np.float16(np.float32(one))) for one in candidates]
+                assert any(np.array_equal(one, values, equal_nan=True) for one in halves), sequence
+                assert ratio == np.float32(top) if np.isfinite(top) else np.isnan(ratio)
+                seen += 1
+    assert seen == len(counted.profiles)
 
 
 def test_figures_of_the_pk50_pair(pk50: Path) -> None:
@@ -95,13 +126,21 @@ def test_cloud_lab_rdats(tmp_path: Path) -> None:
     source = ReactivitySource("rmdb", str(unpacked(folder, "eternabench_cloudlab_rdats.tar.gz")), {"SHAPE": "1M7"})
     manifest = build(tmp_path / "c", sources=[source], channels=["1M7", "DMS"], other_letters="N", split=EITHER)
     (told,) = manifest["sources"]
-    assert told["records"] == 17_922
-    assert told["dropped"]["no_sequence"] == 32
-    assert told["changed"]["values_past_the_end"] > 791  # in 791 rows
-    assert told["changed"]["negative_errors"] > 3500
-    assert told["dropped"]["gaps_inside"] == 0  # the dots of two sequences are at their ends
-    kept = sum(told["sequences"].values())
-    assert 16_000 < kept <= 16_981
+    counted = recounted.rdats(sorted(folder.glob("*.rdat")), {"1M7": "1M7", "SHAPE": "1M7", "DMS": "DMS"})
+    counts = counted.counts  # beside the figures of the files' description
+    assert (counts["rows"], counts["values"], counts["dots"]) == (17_922, 1_621_180, 2)
+    assert (counts["1M7"], counts["SHAPE"], counts["DMS"]) == (16_359, 1_354, 209)
+    assert (counts["negative errors"], counts["rows past the end"]) == (3_604, 791)
+    assert told["records"] == counts["rows"]
+    assert {reason: n for reason, n in told["dropped"].items() if n} == {
+        "no_sequence": counts["rows without sequence"],
+        "duplicate": counted.duplicates,
+    }
+    assert counts["rows without sequence"] == 32
+    assert told["changed"]["values_past_the_end"] == counts["values past the end"]
+    assert told["changed"]["negative_errors"] == counts["negative errors inside"]
+    assert sum(told["sequences"].values()) == len(counted.sequences) == 16_981
+    require_same_profiles(tmp_path / "c", counted)
     assert verify_reactivity(tmp_path / "c").intact
 
 

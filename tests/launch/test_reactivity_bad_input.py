@@ -48,12 +48,13 @@ def sources(folder: Path) -> dict[str, Callable[[], list[object]]]:
     def table(changed: list[Row], **options: int) -> list[object]:
         return ["--from", write_table(folder / "t.csv", changed, **options)]
 
-    def pseudo_labels() -> list[object]:
+    def pseudo_labels(known: str) -> list[object]:
+        """Without the column sequence, for the sequences ``known`` (`id,sequence`)."""
         head, *lines = text.splitlines()
         place = head.split(",").index("sequence")
         cells = [line.split(",") for line in (head, *lines)]
         written("\n".join(",".join([*one[:place], *one[place + 1 :]]) for one in cells) + "\n", "pl.csv")
-        written("sequence_id,sequence\naaaaaaaaaaaa,ACGUACGU\n", "test_sequences.csv")
+        written(f"sequence_id,sequence\n{known}\n", "test_sequences.csv")
         config = f"kind: reactivity\nname: pl\nsources:\n- name: pl\n  path: {folder}/pl.csv\n"
         config += f"  sequences: {folder}/test_sequences.csv\n  signal_to_noise: 10\nsplit: {{folds: 0}}\n"
         (folder / "pl.yaml").write_text(config)
@@ -66,7 +67,10 @@ def sources(folder: Path) -> dict[str, Callable[[], list[object]]]:
         "there is experiment_type but no column reactivity_0001": lambda: written(
             text.replace("reactivity_0", "value_0").replace("reactivity_error_", "error_")
         ),
-        "no profile of 2A3 and DMS has a signal-to-noise": lambda: written(without(text, "signal_to_noise")),
+        "no column signal_to_noise, by which profiles are chosen": lambda: [
+            *written(without(text, "signal_to_noise")),
+            "split.folds=0",
+        ],
         "the column reactivity_0040 is missing; columns are numbered from 1 on": lambda: written(
             without(text, "reactivity_0040")
         ),
@@ -75,7 +79,8 @@ def sources(folder: Path) -> dict[str, Callable[[], list[object]]]:
         "letters, but the table has only 40 reactivity columns": lambda: table([cut(row) for row in rows], width=40),
         "(records dropped: 60 out of range)": lambda: table([infinite(row) for row in rows]),
         "row 1 has 3 values for 4 positions of SEQPOS": lambda: written(RDAT, "t.rdat"),
-        "(records dropped: 60 no sequence)": pseudo_labels,
+        "(records dropped: 60 no sequence)": lambda: pseudo_labels("aaaaaaaaaaaa,ACGUACGU"),
+        "(ids): the sequence of this id".replace("ids", rows[0].id): lambda: pseudo_labels(f"{rows[0].id},{'A' * 81}"),
     }
 
 

@@ -70,9 +70,24 @@ def test_parameter_counts():
         "position": 1_152,
         "embed": 1_280,
         "head": 514,
-    }
+    } | {f"blocks.{i}.": 1_275_808 for i in range(8)}
+    named = {name: p.numel() for name, p in plain.named_parameters()}
     for prefix, count in parts.items():
-        assert sum(p.numel() for name, p in plain.named_parameters() if name.startswith(prefix)) == count, prefix
+        assert sum(n for name, n in named.items() if name.startswith(prefix)) == count, prefix
+    together = {  # in any layer
+        ("attn.qkv", "attn.out", "attn_norm"): 262_656,  # attention with its norm
+        ("up", "down"): 525_568,  # feed-forward
+        ("second_norm", "ffn_norm", "conv_norm"): 1_536,
+        ("pair.triangle_out",): 25_216,
+    }
+    for parts_of_layer, count in together.items():
+        prefixes = tuple(f"blocks.5.{part}." for part in parts_of_layer)
+        assert sum(n for name, n in named.items() if name.startswith(prefixes)) == count, parts_of_layer
+    with torch.device("meta"):
+        single = RibonanzaNet(RibonanzaNetConfig.named("base", attention_residual="single"))
+        special = RibonanzaNet(RibonanzaNetConfig.named("base", special_tokens=True))
+    assert sum(p.numel() for p in single.parameters()) == PUBLISHED["base"] - 9 * 512  # without norm1
+    assert sum(p.numel() for p in special.parameters()) == PUBLISHED["base"] + 2 * 256
 
 
 @pytest.mark.parametrize("residual", ["double", "single"])

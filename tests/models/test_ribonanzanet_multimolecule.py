@@ -164,3 +164,31 @@ def test_published_size(tmp_path):
     assert sum(p.numel() for p in theirs.parameters()) == 11_302_786
     encoded = transformers.AutoTokenizer.from_pretrained(tmp_path)(SEQUENCES, return_tensors="pt", padding=True)
     assert difference(model, theirs, encoded)[0] <= TOLERANCE
+
+
+def test_their_other_classes_take_our_directory(tmp_path):
+    """Spec 1.4 and 9: counts of all their heads, and the backbone of our export under their plain model."""
+    model = RibonanzaNet(RibonanzaNetConfig.named("base")).eval()
+    layout.RELEASES["multimolecule"].write(tmp_path, model.state_dict(), model.config, WriteOptions(name="mine"))
+    config = multimolecule.RibonanzaNetConfig.from_pretrained(tmp_path)
+    counts = {
+        "RibonanzaNetModel": 11_368_064,  # with a pooler that the authors do not have
+        "RibonanzaNetForPreTraining": 11_302_786,
+        "RibonanzaNetForTokenPrediction": 11_302_529,
+        "RibonanzaNetForSequencePrediction": 11_368_321,
+        "RibonanzaNetForSecondaryStructurePrediction": 11_302_851,
+        "RibonanzaNetForDegradationPrediction": 11_303_557,
+        "RibonanzaNetForSequenceDropoutPrediction": 11_302_786,
+    }
+    found = {}
+    for name in counts:
+        with torch.device("meta"):
+            found[name] = sum(p.numel() for p in getattr(multimolecule, name)(config).parameters())
+    assert found == counts
+    backbone, info = multimolecule.RibonanzaNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooler"}
+    assert {name.split(".")[0] for name in info["unexpected_keys"]} == {"a3c_head", "dms_head"}
+    ids, tokens = torch.tensor([[6, 7, 8, 9, 10]]), torch.tensor([[0, 1, 2, 3, 4]])
+    with torch.no_grad():
+        hidden = backbone.eval()(ids).last_hidden_state
+        assert (model.states(tokens)[0] - hidden).abs().max() <= TOLERANCE

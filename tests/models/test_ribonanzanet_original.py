@@ -85,5 +85,38 @@ def test_the_modes_differ_where_there_is_padding_and_only_there():
         outputs[mode] = model(TOKENS, IS_REAL)
         assert (model(TOKENS, torch.ones_like(IS_REAL)) - model(TOKENS)).abs().max() <= 1e-6
         assert (outputs[mode][0] - model(TOKENS[:1])[0]).abs().max() <= 2e-6  # the first row has no padding
+        if mode == "none":  # the authors' bool mask becomes all true: bit for bit a mask of ones (spec 2.1)
+            assert torch.equal(outputs[mode], model(TOKENS))
     for a, b in (("fixed", "none"), ("fixed", "signed"), ("fixed", "zero_logit"), ("signed", "none")):
         assert (outputs[a] - outputs[b])[IS_REAL].abs().max() > 0.05
+
+
+def test_more_padding_changes_what_the_historical_modes_predict():
+    """Spec 2.1: 20 more columns of padding, of which `zero_logit` still gives weight to every one."""
+    state, more = fill(original_shapes(SMALL)), (0, 20)
+    wide = torch.nn.functional.pad(TOKENS, more, value=4), torch.nn.functional.pad(IS_REAL, more)
+    moved = {}
+    for mode in ("fixed", "signed", "zero_logit", "none"):
+        model = RibonanzaNet(dataclasses.replace(SMALL, mask_mode=mode)).eval()
+        model.load_state_dict(layout.from_original(state)[1])
+        moved[mode] = (model(*wide)[:, : TOKENS.shape[1]] - model(TOKENS, IS_REAL))[IS_REAL].abs().max().item()
+    assert moved["fixed"] <= 1e-5
+    assert min(moved["signed"], moved["zero_logit"], moved["none"]) > 0.05
+
+
+def test_the_modes_at_the_published_size_deviate_as_the_specification_says():
+    """Spec 2.1: PyTorch's initial values, lengths of 40, 31 and 22, each sequence alone as the truth."""
+    lengths, differences, generator = (40, 31, 22), {}, torch.Generator().manual_seed(0)
+    is_real = torch.arange(40)[None] < torch.tensor(lengths)[:, None]
+    tokens = torch.randint(0, 4, is_real.shape, generator=generator).masked_fill(~is_real, 4)
+    with torch.no_grad():
+        for mode in ("fixed", "zero_logit", "signed", "none"):
+            model = RibonanzaNet(RibonanzaNetConfig.named("base", mask_mode=mode)).eval()
+            model.reset_parameters(torch.Generator().manual_seed(1))
+            alone = [model(tokens[i : i + 1, :n])[0] for i, n in enumerate(lengths)]
+            batch = model(tokens, is_real)
+            differences[mode] = max((batch[i, : len(one)] - one).abs().max().item() for i, one in enumerate(alone))
+    print({mode: f"{value:.1e}" for mode, value in differences.items()})
+    assert differences["fixed"] <= 1e-5
+    for mode, told in (("zero_logit", 0.20), ("signed", 0.53), ("none", 0.50)):
+        assert told / 2.5 < differences[mode] < 2.5 * told, mode

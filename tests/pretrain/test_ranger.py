@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from pretrain.ranger import STATE_KINDS, Ranger, centralise_gradients, step_size
+from tests.pretrain.ranger_definition import Definition, centralised
 
 SHAPES = ((5, 7), (7,), (3, 4, 5), (1,))
 
 
-def reference(weights, gradients, lr=1e-3, wd=1e-4, betas=(0.95, 0.999), eps=1e-5, k=6, alpha=0.5, centralise=True):
-    """The formulas of the RibonanzaNet spec, section 6, one tensor at a time; ``gradients`` is a list per step."""
-    weights = [w.clone() for w in weights]
-    slow = [w.clone() for w in weights]
-    m, v = [torch.zeros_like(w) for w in weights], [torch.zeros_like(w) for w in weights]
-    for t, at_step in enumerate(gradients, start=1):
-        for i, g in enumerate(at_step):
-            if centralise and g.dim() > 1:
-                g = g - g.flatten(1).mean(1).view(-1, *[1] * (g.dim() - 1))
-            m[i] = betas[0] * m[i] + (1 - betas[0]) * g
-            v[i] = betas[1] * v[i] + (1 - betas[1]) * g * g
-            weights[i] = weights[i] - lr * wd * weights[i]
-            rho_max = 2 / (1 - betas[1]) - 1
-            rho = rho_max - 2 * t * betas[1] ** t / (1 - betas[1] ** t)
-            momentum = m[i] / (1 - betas[0] ** t)
-            if rho > 5:
-                r = math.sqrt((rho - 4) * (rho - 2) * rho_max / ((rho_max - 4) * (rho_max - 2) * rho))
-                # eps is added before the second moment is debiased
-                weights[i] = weights[i] - lr * r * momentum * math.sqrt(1 - betas[1] ** t) / (v[i].sqrt() + eps)
-            else:
-                weights[i] = weights[i] - lr * momentum
-            if t % k == 0:
-                slow[i] = slow[i] + alpha * (weights[i] - slow[i])
-                weights[i] = slow[i].clone()
-    return weights, slow
+def reference(weights, gradients, centralise=True, **options):
+    """Weights and slow weights by the formulas; ``gradients`` is a list per step."""
+    definition = Definition(weights, **options)
+    for at_step in gradients:
+        definition.step([centralised(g) for g in at_step] if centralise else at_step)
+    return definition.weights, definition.slow
 
 
 def draw(steps, dtype=torch.float64):

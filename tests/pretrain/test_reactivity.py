@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from data.errors import DataError
 from data.loader import Moment
 from data.reactivity import Profile
 from models.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
@@ -269,3 +271,15 @@ def test_classes_that_are_none_and_lengths_below_zero() -> None:
     config.samples.classes, config.samples.max_length = "clean", -1
     with pytest.raises(PretrainError, match=r"objective\.samples\.max_length is -1"):
         Reactivity(config)
+
+
+def test_a_channel_may_be_missing_from_one_corpus_but_not_from_all() -> None:
+    def corpus(name: str, *ratios: list[float]) -> SimpleNamespace:
+        return SimpleNamespace(path=name, signal_to_noise=np.array(ratios, dtype=np.float32))
+
+    one, other = corpus("a", [5.0, NAN], [0.2, 0.9]), corpus("b", [NAN, 1.0])
+    objective().require_targets([one, other])
+    sentence = "a: no profile of DMS among the samples of this stage has a signal-to-noise of at least 1, so DMS would"
+    with pytest.raises(DataError, match=sentence):
+        objective().require_targets([one])
+    objective(min_signal_to_noise=0.9).require_targets([one])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data.reactivity import ReactivityCorpus
+from data.reactivity_config import SplitConfig
 from data.reactivity_filter import SampleFilter
-from tests.data.reactivity_files import build, rows_of, write_table
+from tests.data.reactivity_files import build, other, rows_of, write_table
 from tests.ranks import ROOT, losses, pretrain, pretrain_well, records, refused
 
 pytest.importorskip("pyarrow")
@@ -104,7 +105,7 @@ def test_a_stage_trains_on_its_classes(corpus: Path, directory: Path) -> None:
 
 
 def test_a_step_without_any_target_changes_nothing_but_time(corpus: Path, directory: Path) -> None:
-    settings = ["objective.min_signal_to_noise=1e9", "budget.steps=2"]
+    settings = ["objective.flank_5=1000", "budget.steps=2"]
     assert trained(corpus, directory, "nothing", *settings, ranks=2) == [0.0, 0.0]
 
 
@@ -125,6 +126,7 @@ def test_padding_is_small_on_mixed_lengths(corpus: Path, directory: Path) -> Non
         (["compute.compile=true"], "set compute.compile=false"),
         (["objective.samples.classes=clear"], "'clear' is no class of profiles"),
         (["objective.samples.min_length=500"], "takes none of the"),
+        (["objective.min_signal_to_noise=1e9"], "no profile of 2A3 among the samples of this stage"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_before_the_first_step(
@@ -133,3 +135,19 @@ def test_what_cannot_work_is_one_sentence_before_the_first_step(
     base = [f"data.corpus={corpus}", f"run.directory={tmp_path}", "run.name=refused"]
     assert sentence in refused(pretrain([*TINY, *base, *settings]))
     assert not (tmp_path / "refused" / "metrics.jsonl").exists()
+
+
+def test_a_channel_without_profiles_and_errors_of_another_channel(tmp_path: Path) -> None:
+    """Prepared without a validation split nothing refuses a corpus of one chemical; training does."""
+    rows = rows_of(30)
+    only = [row for row in rows if row.experiment.startswith("2A3")]
+    build(tmp_path / "one", write_table(tmp_path / "one.csv", only), split=SplitConfig(folds=0))
+    wrong = [other(row, errors=rows[i | 1].errors) for i, row in enumerate(rows)]  # those of DMS in both
+    build(tmp_path / "wrong", write_table(tmp_path / "wrong.csv", wrong))
+    for corpus, setting, sentence in (
+        ("one", "objective.flip=0", "no profile of DMS among the samples of this stage has a signal-to-noise of at le"),
+        ("wrong", "objective.noise=1", "identical in 30 of 30 samples"),
+        ("wrong", "objective.weighting=error", "identical in 30 of 30 samples"),
+    ):
+        base = [f"data.corpus={tmp_path / corpus}", f"run.directory={tmp_path}", "run.name=refused"]
+        assert sentence in refused(pretrain([*TINY, *base, setting]))

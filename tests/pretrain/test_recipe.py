@@ -210,6 +210,13 @@ def test_bad_yaml_names_the_file(path):
 # DeepSpeed
 
 
+def test_clipping_before_centralising_needs_ranger_and_whole_gradients(path):
+    late, stage = "optimizer.clip_before_centralising=true", "deepspeed.zero_stage="
+    for more in (["optimizer.name=ranger", stage + "1"], ["optimizer.name=adamw", stage + "0"]):
+        assert "needs optimizer.name=ranger and deepspeed.zero_stage=0" in refusal(path, late, *more)
+    assert recipe.load(str(path), [late, "optimizer.name=ranger", stage + "0"]).optimizer.clip_before_centralising
+
+
 def test_bf16_without_zero_is_refused_and_with_it_accepted(path):
     assert "compute.precision=bf16 with deepspeed.zero_stage=0" in refusal(path, "compute.precision=bf16")
     assert recipe.load(str(path), ["compute.precision=bf16", "deepspeed.zero_stage=1"])

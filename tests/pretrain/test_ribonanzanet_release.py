@@ -71,3 +71,19 @@ def test_weights_of_another_size_are_refused_in_one_sentence(train: Callable[...
     assert "choose the model.size of that checkpoint" in refused(pretrain([*TINY, *settings]))
     triangle = [*settings[:1], "model.triangle_attention=true", *settings[2:]]
     assert "choose the model.size of that checkpoint" in refused(pretrain([*TINY, *triangle]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "signed", "zero_logit"])
+def test_a_historical_treatment_of_padding_is_released_for_unpadded_input_and_says_so(
+    train: Callable[..., Path], tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Spec 9: MultiMolecule has fixed and signed; files of the authors do not say what they were trained with."""
+    run = train(f"mode-{mode}", f"model.mask_mode={mode}")
+    _, checked = release.release(run, tmp_path / "out", Options(licence="cc0-1.0"))
+    assert {one.layout: one.largest_difference for one in checked} == {"multimolecule": 0, "original": 0}
+    without = ["original"] if mode == "signed" else ["multimolecule", "original"]
+    told = [record.getMessage() for record in caplog.records if "without padding" in record.getMessage()]
+    assert [line.split()[1] for line in told] == without
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (f"was trained with mask_mode {mode}" in card) == (mode != "signed")

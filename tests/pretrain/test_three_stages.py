@@ -1,6 +1,10 @@
 """RibonanzaNet's procedure in small, with our commands alone, and killed in every stage (spec ribonanzanet 5).
 
-true labels -> pseudo-labels of noisy and unlabelled sequences -> pretraining on them -> true labels
+    A  true labels
+    B  pseudo-labels of the noisy sequences, by A -> true labels
+    C  pseudo-labels of noisy and unlabelled sequences, by B -> true labels
+
+Each run has new weights. The profiles are made up; test_real_three_stages.py goes through it on measured ones.
 """
 
 from __future__ import annotations
@@ -14,22 +18,14 @@ from omegaconf import OmegaConf
 from data.manifest import read_manifest
 from data.reactivity import ReactivityCorpus
 from data.reactivity_filter import SampleFilter
+from pretrain.checkpoint import Checkpoint
+from tests.data.corpora import content
 from tests.data.reactivity_files import rows_of, write_table
-from tests.pretrain import faults
-from tests.ranks import ROOT, last, losses, pretrain, pretrain_well, records, same_bits
+from tests.pretrain.three_stages import EVALUATE, PREPARE, command, figures, kill_predicting, killed, whole, written
+from tests.ranks import ROOT, last, losses, records, same_bits
 
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.slow
-
-FAULTS = Path(faults.__file__)
-EVALUATE, PREPARE = (ROOT / "launch" / name for name in ("evaluate.py", "prepare.py"))
-TINY = ROOT / "tests" / "tiny_reactivity.yaml"
-
-
-def command(script: Path, *arguments: object) -> str:
-    ((code, out, err),) = pretrain([str(argument) for argument in arguments], script=script)
-    assert code == 0, err
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -46,69 +42,89 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stages_of(name: str, folder: Path) -> Path:
-    """The shipped recipe's stages, shortened, on the small corpora and model."""
-    shipped = OmegaConf.load(ROOT / "configs" / f"{name}.yaml")
-    content = OmegaConf.to_container(OmegaConf.load(TINY))
-    content["data"]["corpus"] = str(folder / "measured")
-    content["run"]["directory"] = str(folder / "runs")
-    content["budget"], content["validation"] = {}, {"sequences": 5}
-    content["checkpoint"] = {"every_steps": 2}
-    content["stages"] = OmegaConf.to_container(shipped.stages)
-    for stage in content["stages"].values():
-        stage["budget"] = {"steps": 5}
-        if "decay_epochs" in stage.get("schedule", {}):
-            stage["schedule"] = {"name": "cosine", "decay_steps": 6}
-        if "data" in stage:
-            stage["data"] = {"corpus": str(folder / "pseudo"), "validation": str(folder / "measured")}
-    content["objective"]["samples"] = OmegaConf.to_container(shipped.objective.samples)
-    path = folder / f"{name}.yaml"
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
-    return path
+def stages_of(name: str, folder: Path, pseudo: str = "none") -> Path:
+    """A shipped recipe's stages of 5 steps each, on the small corpora and model."""
+    recipe = OmegaConf.to_container(OmegaConf.load(ROOT / "tests" / "tiny_reactivity.yaml"))
+    assert isinstance(recipe, dict)
+    recipe["data"]["corpus"] = str(folder / "measured")
+    recipe["run"]["directory"] = str(folder / "runs")
+    recipe["validation"], recipe["checkpoint"] = {"sequences": 5}, {"every_steps": 2, "keep": 9}
+    return written(recipe, name, folder, (5, 5), folder / pseudo)
 
 
-def whole_and_killed(config: Path, name: str, kills: list[int]) -> tuple[Path, Path]:
-    """The run uninterrupted, and one killed while the steps ``kills`` are saved and continued each time."""
-    runs = Path(OmegaConf.load(config).run.directory)
-    pretrain_well(["--config", str(config), f"run.name={name}"], ranks=2)
-    again = ["--config", str(config), f"run.name={name}-killed"]
-    for step in kills:
-        results = pretrain([f"kill_in_save=0:{step}:before-rename", "--", *again], ranks=2, script=FAULTS)
-        assert any(code for code, _, _ in results), results
-    pretrain_well(again, ranks=2)
-    return runs / name, runs / f"{name}-killed"
+def trained(config: Path, name: str, kills: list[int]) -> Path:
+    """The run, which kills do not change by a bit."""
+    run, disturbed = whole(config, name), killed(config, f"{name}-killed", kills)
+    assert same_bits(last(disturbed), last(run))
+    assert losses(disturbed) == losses(run)
+    assert last(run).progress.optimizer_steps == 10
+    return run
+
+
+def predicted(models: list[Path], folder: Path, corpus: str, to: str, *more: object) -> ReactivityCorpus:
+    """Pseudo-labels of the noisy samples, begun twice because it is killed once; as if that had not been."""
+    arguments = [*models, "--corpus", folder / corpus, "--classes", "noisy", *more, "--write-predictions"]
+    kill_predicting(models, folder / corpus, folder / to)
+    out = command(EVALUATE, *arguments, folder / to)
+    command(EVALUATE, *arguments, folder / "again" / to)
+    assert content(folder / to) == content(folder / "again" / to)
+    made, source = ReactivityCorpus.open(folder / to), ReactivityCorpus.open(folder / corpus)
+    noisy = source.view(SampleFilter.of("noisy"))
+    assert f"{noisy.count} train profiles" in out
+    assert made.accessions(np.arange(made.count)) == noisy.accessions(np.arange(noisy.count))
+    told = read_manifest(folder / to)["provenance"]
+    assert [one["sha256"] for one in told["checkpoints"]] == [last(run).sha256 for run in models]
+    assert [one["name"] for one in told["checkpoints"]] == [f"{run.name} step 10" for run in models]
+    assert told["source"] == {"name": corpus, "fingerprint": source.fingerprint}
+    return made
 
 
 def test_the_three_stages(folder: Path) -> None:
-    first, killed = whole_and_killed(stages_of("ribonanzanet_initial", folder), "first", kills=[4, 8])
-    assert same_bits(last(killed), last(first))
-    assert losses(killed) == losses(first)
+    before = {name: content(folder / name) for name in ("measured", "unlabelled")}
+    first = trained(stages_of("ribonanzanet_initial", folder), "first", kills=[4, 8])
     assert [record["stage"] for record in records(first)] == ["constant"] * 5 + ["annealed"] * 5
 
-    out = command(
-        EVALUATE,
-        *(first, killed, "--corpus", folder / "unlabelled", "--classes", "noisy"),
-        *("--write-predictions", folder / "pseudo", "--weights", 2, 1),
-    )
-    assert "70 train profiles" in out
-    pseudo = ReactivityCorpus.open(folder / "pseudo")
-    source = ReactivityCorpus.open(folder / "unlabelled").view(SampleFilter.of("noisy"))
-    assert pseudo.accessions(np.arange(70)) == source.accessions(np.arange(70))
-    assert sum(name.startswith("t") for name in pseudo.accessions(np.arange(70))) == 40
-    told = read_manifest(folder / "pseudo")["provenance"]
-    assert [one["sha256"] for one in told["checkpoints"]] == [last(first).sha256, last(killed).sha256]
+    assert predicted([first], folder, "measured", "pseudo_noisy").count == 30
+    second = trained(stages_of("ribonanzanet_intermediate", folder, "pseudo_noisy"), "second", kills=[2, 8])
 
-    final, killed = whole_and_killed(stages_of("ribonanzanet", folder), "final", kills=[2, 8])
-    assert same_bits(last(killed), last(final))
-    assert losses(killed) == losses(final)
-    trained = records(final)
-    assert [record["stage"] for record in trained] == ["pseudo_labels"] * 5 + ["true_labels"] * 5
-    assert [record["learning_rate"] for record in trained[:5]] == [3e-3] * 5
-    cosine = [1.5e-3 * (1 + np.cos(np.pi * step / 6)) for step in range(5)]
-    assert [record["learning_rate"] for record in trained[5:]] == pytest.approx(cosine)
-    # Every place of a pseudo-label counts, the ends of a library too; of a measured one they are blank.
-    assert trained[0]["targets"] == 2 * trained[0]["nucleotides"]
-    assert trained[5]["targets"] < 2 * (trained[5]["nucleotides"] - trained[4]["nucleotides"])
-    for run in (first, final):  # both stages on the same measured sequences
+    more = [second, folder / "runs" / "first-killed"]
+    pseudo = predicted(more, folder, "unlabelled", "pseudo", "--weights", 2, 1)
+    assert sum(name.startswith("t") for name in pseudo.accessions(np.arange(pseudo.count))) == 40
+    assert pseudo.count == 70
+    final = trained(stages_of("ribonanzanet", folder, "pseudo"), "final", kills=[2, 8])
+
+    for run in (second, final):
+        steps = records(run)
+        assert [record["stage"] for record in steps] == ["pseudo_labels"] * 5 + ["true_labels"] * 5
+        assert [record["learning_rate"] for record in steps[:5]] == [3e-3] * 5
+        cosine = [1.5e-3 * (1 + np.cos(np.pi * step / 6)) for step in range(5)]
+        assert [record["learning_rate"] for record in steps[5:]] == pytest.approx(cosine)
+        # Every place of a pseudo-label counts, the ends of a library too; of a measured one they are blank.
+        assert steps[0]["targets"] == 2 * steps[0]["nucleotides"]
+        assert steps[5]["targets"] < 2 * (steps[5]["nucleotides"] - steps[4]["nucleotides"])
+        require_state_carried_over(run)
+    for run in (first, second, final):  # all stages are judged on the same measured sequences
         assert len({record["targets"] for record in records(run, "validation")}) == 1
-    assert records(first, "validation")[-1]["targets"] == records(final, "validation")[-1]["targets"]
+    require_final_beside_first(folder, first, second, final)
+    assert all(content(folder / name) == files for name, files in before.items())  # nothing is written into the data
+
+
+def require_state_carried_over(run: Path) -> None:
+    """The second moment only forgets a thousandth in the first step of the second stage: it did not begin anew."""
+    before, after = (Checkpoint(run / "checkpoints" / f"step-{step:08d}") for step in (5, 6))
+    for name, shape in before.shapes.items():
+        n = int(np.prod(shape))
+        old, new = (one.read("exp_avg_sq", name, 0, n) for one in (before, after))
+        assert (new >= old * (0.999 - 1e-5)).all(), name
+
+
+def require_final_beside_first(folder: Path, *runs: Path) -> None:
+    """One command says all errors, on the same profiles: of each chemical, and of constants."""
+    out = command(EVALUATE, *runs, "--corpus", folder / "measured")
+    print(out)
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [*(run.name for run in runs), "channel", "nucleotide"]
+    for run, line in zip(runs, lines, strict=False):
+        expected = records(run, "validation")[-1]
+        for key in ("loss", "loss_2A3", "loss_DMS"):
+            assert figures(line)[key] == pytest.approx(expected[key], abs=1e-4)

@@ -91,6 +91,10 @@ def test_the_medians_by_hand() -> None:
     by_letter = (0.1 + 0.9 + 0.4 + 0.3) + (0.9 + 0.2 + 0.1 + 0.8)
     assert references["channel_median"]["loss"] == pytest.approx(constant / 8)
     assert references["nucleotide_median"]["loss"] == pytest.approx(by_letter / 8)
+    # 2A3 alone: 0.5, -0.2 -> 0, 0.1, 0.7 at A, C, U, A; DMS: 1.4 -> 1, 0.3, 0.2, 0.9 at C, G, U, A.
+    assert references["channel_median"]["loss_2A3"] == pytest.approx((0.0 + 0.5 + 0.4 + 0.2) / 4)
+    assert references["channel_median"]["loss_DMS"] == pytest.approx((0.9 + 0.2 + 0.1 + 0.8) / 4)
+    assert references["nucleotide_median"]["loss_2A3"] == pytest.approx((0.1 + 0.9 + 0.4 + 0.3) / 4)
 
 
 def test_only_the_first_sequences_are_used() -> None:
@@ -121,6 +125,9 @@ def test_figures_of_pk50(clean: Any) -> None:
     references = ProfileValidation(clean, objective(), 10**6, 10**6).references(clean)
     assert references["channel_median"]["loss"] == pytest.approx(0.2647, abs=5e-5)
     assert references["nucleotide_median"]["loss"] == pytest.approx(0.2167, abs=5e-5)
+    print(references)
+    for figures in references.values():
+        assert (figures["loss_2A3"] + figures["loss_DMS"]) / 2 == pytest.approx(figures["loss"], abs=1e-3)
 
 
 def test_medians_and_errors_agree_with_an_independent_computation(clean: Any) -> None:
