@@ -17,11 +17,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data import prepare_config, structured
+from data import structured
 from data.alignment_columns import COLUMNS, QUERIES, ColumnRules
 from data.config_checks import Checks
-from data.errors import DataError
 from data.formats.alignment import FORMATS, SUFFIXES
+from data.source_files import gzipped_too, source_files
 
 KIND = "alignments"
 # Keys that change no byte of the shards.
@@ -109,21 +109,9 @@ def check(where: str, config: AlignmentConfig) -> None:
     checks.sources(config.sources)
 
 
-def source_files(source: AlignmentSource) -> list[Path]:
-    """The files of a source, sorted by path so that no directory's listing order matters. Never empty."""
-    path = Path(source.path)
-    if not path.is_dir():
-        return prepare_config.source_files(prepare_config.SourceConfig(source.name, source.path))
-    found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and _is_alignment(p)]
-    if not found:
-        wanted = ", ".join("*" + suffix + "[.gz]" for suffix in SUFFIXES)
-        below = prepare_config.below(path, SUFFIXES)
-        raise DataError(f"source {source.name}: {path}: no file named {wanted}{below}; add the files or mend `path`.")
-    return sorted(found, key=lambda p: p.as_posix())
-
-
-def _is_alignment(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+def files_of(source: AlignmentSource) -> list[Path]:
+    """The files of a source, never none (`source_files`)."""
+    return source_files(source.name, source.path, gzipped_too(*SUFFIXES))
 
 
 def identity_key(config: AlignmentConfig, files: list[list[Path]]) -> str:

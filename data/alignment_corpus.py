@@ -21,7 +21,7 @@ import numpy as np
 
 from data import randomness
 from data.alignment_columns import LETTERS
-from data.alignment_config import KIND, AlignmentConfig, check, identity_key, source_files
+from data.alignment_config import KIND, AlignmentConfig, check, files_of, identity_key
 from data.alignment_scan import DROP_REASONS, AlignmentTally, Entry, described_changes, scan
 from data.alignment_shards import AlignmentShard, AlignmentShardWriter, alignment_index
 from data.alignment_split import choose
@@ -49,7 +49,7 @@ def prepare_alignments(config: AlignmentConfig, progress: Progress = silent) -> 
     Raises DataError for any input a user can mend; then, nothing is left behind.
     """
     check(config.name, config)
-    files = [source_files(source) for source in config.sources]
+    files = [files_of(source) for source in config.sources]
     output = config.output_path
     with partial_directory(output, identity_key(config, files), config.overwrite) as partial:
         built, spool = partial / "built", partial / "spool"

@@ -24,7 +24,7 @@ from data.buckets import GROUPED_ROW, Buckets, bucket_count
 from data.formats.text import CHUNK_BYTES
 from data.manifest import CLUSTERING, EXCLUDED, read_manifest
 from data.mmseqs import find_program
-from data.prepare_config import PrepareConfig, check, identity_key, source_files
+from data.prepare_config import PrepareConfig, check, files_of, identity_key
 from data.publish import is_finished, mark_finished, partial_directory, publish, write_durably
 from data.regroup import clear, regroup
 from data.scan import Progress, SourceTally, scan
@@ -50,7 +50,7 @@ def prepare(
     check(config.name, config)
     if config.clusters.method == "mmseqs" or config.exclude:
         find_program(config.mmseqs)  # missing: told now and not after an hour of reading
-    files = [source_files(source) for source in config.sources]
+    files = [files_of(source) for source in config.sources]
     output = config.output_path
     with partial_directory(output, identity_key(config, files), config.overwrite) as partial:
         built = partial / "built"

@@ -6,7 +6,6 @@ Every mistake in it becomes one sentence that names the file, the key and the ne
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import os
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ from omegaconf import MISSING
 from data import structured
 from data.config_checks import Checks
 from data.errors import DataError
+from data.source_files import gzipped_too, source_files
 
-FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".fas", ".ffn")
+FASTA_SUFFIXES = gzipped_too(".fa", ".fasta", ".fna", ".fas", ".ffn")
 # Keys that change neither the sequences nor their order nor the shards: they are not part of a corpus's identity.
 _NOT_IDENTITY = ("output", "overwrite", "sources", "threads", "mmseqs", "published")
 
@@ -143,35 +143,9 @@ def check(where: str, config: PrepareConfig) -> None:
     checks.sources(config.sources)
 
 
-def source_files(source: SourceConfig) -> list[Path]:
-    """The files of a source, sorted by path so that no directory's listing order matters. Never empty."""
-    path = Path(source.path)
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.is_file() and _is_fasta(p)]
-        wanted = "no file named " + ", ".join("*" + suffix + "[.gz]" for suffix in FASTA_SUFFIXES)
-        wanted += below(path, FASTA_SUFFIXES)
-    elif glob.has_magic(source.path) and not path.exists():
-        found = [Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file()]
-        wanted = "nothing matches this pattern"
-    elif path.is_file():
-        return [path]
-    else:
-        raise DataError(f"source {source.name}: {source.path} does not exist; download it or mend `path`.")
-    if not found:
-        raise DataError(f"source {source.name}: {source.path}: {wanted}; download the files or mend `path`.")
-    return sorted(set(found), key=lambda p: p.as_posix())
-
-
-def below(folder: Path, suffixes: Sequence[str]) -> str:
-    """What to add to the refusal of a folder without files to read: how to reach those in folders of it, if any."""
-    if not any(path.is_dir() for path in folder.iterdir()):
-        return ""
-    return f" (folders in it are not looked into; a pattern as `path` is: {folder}/**/*{suffixes[0]})"
-
-
-def _is_fasta(path: Path) -> bool:
-    name = path.name.removesuffix(".gz")
-    return not name.startswith(".") and name.endswith(FASTA_SUFFIXES)
+def files_of(source: SourceConfig) -> list[Path]:
+    """The files of a source, never none (`source_files`)."""
+    return source_files(source.name, source.path, FASTA_SUFFIXES)
 
 
 def identity_key(config: PrepareConfig, files: list[list[Path]]) -> str:

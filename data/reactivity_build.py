@@ -31,7 +31,7 @@ from data.manifest import CLUSTERING, read_manifest
 from data.mmseqs import find_program
 from data.publish import is_finished, mark_finished, partial_directory, publish
 from data.reactivity_assemble import assemble, regroup
-from data.reactivity_config import ReactivityConfig, check, identity_key, source_files
+from data.reactivity_config import ReactivityConfig, check, files_of, identity_key
 from data.reactivity_resolve import resolve
 from data.reactivity_scan import ROW, scan
 from data.reactivity_split import choose
@@ -52,7 +52,7 @@ def prepare_reactivity(
     check(config.name, config)
     if config.clusters.method == "mmseqs":
         find_program(config.mmseqs)
-    files = [source_files(source) for source in config.sources]
+    files = [files_of(source) for source in config.sources]
     output = config.output_path
     with partial_directory(output, identity_key(config, files), config.overwrite) as partial:
         built = partial / "built"

@@ -6,7 +6,6 @@ Every mistake in it becomes one sentence that names the file, the key and the ne
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import os
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from data.errors import DataError
 from data.formats import openvaccine, rdat, reactivity_table
 from data.prepare_config import ClusterConfig
 from data.reactivity_filter import CLASSES
+from data.source_files import is_named, source_files
 
 SUFFIXES = (*reactivity_table.SUFFIXES, *rdat.SUFFIXES, *openvaccine.SUFFIXES)
 KIND = "reactivity"
@@ -138,28 +138,16 @@ def check(where: str, config: ReactivityConfig) -> None:
         checks.file(f"sources[{i}].sequences", source.sequences)
 
 
-def source_files(source: ReactivitySource) -> list[Path]:
-    """The files of a source, sorted by path so that no directory's listing order matters. Never empty."""
-    path = Path(source.path)
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.is_file() and p.name.endswith(SUFFIXES) and not p.name.startswith(".")]
-        wanted = "no file named " + ", ".join("*" + suffix for suffix in SUFFIXES)
-    elif glob.has_magic(source.path) and not path.exists():
-        found = [Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file()]
-        wanted = "nothing matches this pattern"
-    elif path.is_file():
-        found, wanted = [path], ""
-    else:
-        raise DataError(f"source {source.name}: {source.path} does not exist; download it or mend `path`.")
-    if not found:
-        raise DataError(f"source {source.name}: {source.path}: {wanted}; download the files or mend `path`.")
+def files_of(source: ReactivitySource) -> list[Path]:
+    """The files of a source, never none (`source_files`), each with a suffix that tells its format."""
+    found = source_files(source.name, source.path, SUFFIXES)
     for one in found:
-        if not one.name.endswith(SUFFIXES):
+        if not is_named(one, SUFFIXES):
             raise DataError(
                 f"source {source.name}: {one}: the format is told by the suffix, one of {', '.join(SUFFIXES)}; "
                 "rename the file."
             )
-    return sorted(set(found), key=lambda p: p.as_posix())
+    return found
 
 
 def identity_key(config: ReactivityConfig, files: list[list[Path]]) -> str:

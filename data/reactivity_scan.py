@@ -66,7 +66,7 @@ _NAME_BYTES = 255
 
 def read_records(path: Path) -> Iterator[ProfileRecord]:
     """The records of a file of any known format, told by its suffix."""
-    name = path.name
+    name = path.name.lower()
     if name.endswith(reactivity_table.SUFFIXES):
         return reactivity_table.read_table(path)
     return rdat.read_rdat(path) if name.endswith(rdat.SUFFIXES) else openvaccine.read_openvaccine(path)
@@ -136,7 +136,7 @@ class _SourceReader:
 
     def _require_ratios(self, path: Path) -> None:
         """Without signal-to-noise every profile would be noisy, and no value of it be trained on."""
-        if self.source.signal_to_noise is not None or not path.name.endswith(reactivity_table.SUFFIXES):
+        if self.source.signal_to_noise is not None or not path.name.lower().endswith(reactivity_table.SUFFIXES):
             return
         columns = reactivity_table.table_columns(path)
         if columns.values and columns.signal_to_noise is None:

@@ -28,7 +28,7 @@ import torch
 
 from data import dot_bracket
 from data.alignment_columns import ColumnRules, clean
-from data.alignment_config import AlignmentSource, source_files
+from data.alignment_config import AlignmentSource, files_of
 from data.alignment_families import family_of
 from data.alignment_scan import shuffled
 from data.alignments import AlignmentCorpus
@@ -130,7 +130,7 @@ def _files(given: Sequence[Path], kind: str) -> list[Path]:
     """Files, and what lies in folders of alignments; each once, in the order given."""
     found: dict[Path, None] = {}
     for path in given:
-        found |= dict.fromkeys(source_files(AlignmentSource("ALIGNMENT", str(path), kind)))
+        found |= dict.fromkeys(files_of(AlignmentSource("ALIGNMENT", str(path), kind)))
     return list(found)
 
 

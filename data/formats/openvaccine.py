@@ -69,7 +69,7 @@ def _vector(path: Path, record: int, row: dict[str, Any], key: str) -> F32:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as raw:
-            if path.suffix != ".zip":
+            if path.suffix.lower() != ".zip":
                 yield from _parsed(path, raw)
                 return
             with zipfile.ZipFile(raw) as archive:

@@ -164,9 +164,9 @@ def _pyarrow() -> Any:
 def _header(path: Path) -> list[str]:
     pa = _pyarrow()
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return list(pa.parquet.read_schema(path).names)
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             first = file.readline(1 << 20)
     except (OSError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({_told(error)}); download it again or mend the path.") from error
@@ -181,11 +181,11 @@ def _batches(path: Path, columns: TableColumns, rows: int) -> Iterator[Any]:
     line = 1
     try:
         with contextlib.ExitStack() as stack:
-            if path.suffix == ".parquet":
+            if path.suffix.lower() == ".parquet":
                 file = stack.enter_context(pa.parquet.ParquetFile(path))
                 yield from file.iter_batches(batch_size=rows, columns=wanted, use_threads=False)
                 return
-            compression = "gzip" if path.suffix == ".gz" else None
+            compression = "gzip" if path.suffix.lower() == ".gz" else None
             stream = stack.enter_context(pa.input_stream(str(path), compression=compression))
             reader = stack.enter_context(
                 pa.csv.open_csv(
@@ -238,7 +238,7 @@ def _sentence(path: Path, line: int, error: Exception) -> str:
     """pyarrow names the row of a CSV, the header being row 1: the line, where no cell holds a line end."""
     if match := _ROW.search(str(error)):
         return f"{path}, line {match[1]}: {_told(match[2])[:160]}; mend the line or download the file again."
-    where = f"{path}, after line {line}" if path.suffix != ".parquet" else str(path)
+    where = f"{path}, after line {line}" if path.suffix.lower() != ".parquet" else str(path)
     return f"{where}: cannot be read ({_told(error)[:160]}); download it again."
 
 

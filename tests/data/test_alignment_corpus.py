@@ -274,11 +274,11 @@ def test_a_replaced_corpus_is_never_taken_for_a_finished_build(tmp_path: Path) -
     new = config(tmp_path / "c", write_stockholm(tmp_path / "b.sto", many_families(6)), validation_fraction=0)
     prepare_alignments(new)
     expected = content(tmp_path / "c")
-    from data.alignment_config import identity_key, source_files
+    from data.alignment_config import files_of, identity_key
 
     partial = tmp_path / ".c.partial"
     partial.mkdir()
-    (partial / "job.json").write_text(identity_key(new, [source_files(source) for source in new.sources]))
+    (partial / "job.json").write_text(identity_key(new, [files_of(source) for source in new.sources]))
     (partial / "finished").write_text("0" * 64)
     (tmp_path / "aside").rename(partial / "built")
     assert content(partial / "built") == kept
@@ -357,7 +357,7 @@ def test_config_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nearest valid key is min_depth"):
         load_alignment_config(tmp_path / "c.yaml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no file named \*\.sto[^(]*; add the files"):
+    with pytest.raises(DataError, match=r"no file named \*\.sto\[\.gz\][^(]*; download the files"):
         prepare_alignments(config(tmp_path / "c", tmp_path / "empty"))
 
 

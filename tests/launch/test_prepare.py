@@ -15,7 +15,7 @@ import pytest
 
 from data.alignment_config import load_alignment_config
 from data.errors import DataError
-from data.prepare_config import load_prepare_config, source_files
+from data.prepare_config import files_of, load_prepare_config
 from launch.cli import CONFIGS, ROOT, find_config, main_guard
 from launch.prepare import main
 from tests.data.clustered import families_of, needs_mmseqs, write_families
@@ -205,15 +205,15 @@ def test_find_config(tmp_path: Path) -> None:
 
 
 def test_source_paths(tmp_path: Path) -> None:
-    for name in ("b.fa.gz", "a.fasta", "c.fna", "notes.txt", ".hidden.fa", "deep/d.fa"):
+    for name in ("b.fa.gz", "a.fasta", "c.FNA", "notes.txt", ".hidden.fa", "deep/d.fa"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b">a\nACGU\n")
 
     def names(path: str) -> list[str]:
         chosen = config(tmp_path / "x", tmp_path / path).sources[0]
-        return [p.relative_to(tmp_path).as_posix() for p in source_files(chosen)]
+        return [p.relative_to(tmp_path).as_posix() for p in files_of(chosen)]
 
-    assert names("") == ["a.fasta", "b.fa.gz", "c.fna"]
+    assert names("") == ["a.fasta", "b.fa.gz", "c.FNA"]
     assert names("**/*.fa") == ["deep/d.fa"]
     assert names("notes.txt") == ["notes.txt"]
     for path in ("none", "*.gb"):

@@ -106,11 +106,12 @@ def test_bad_configs_name_file_key_and_cure(tmp_path: Path, text: str, overrides
 def test_bad_sources_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "below").mkdir(parents=True)
     for name, message in (
         ("none.csv", "does not exist"),
         ("a.txt", "the format is told by the suffix"),
-        ("folder", "no file named *.csv"),
+        ("folder", "no file named *.csv[.gz], *.parquet, *.rdat[.gz], *.json"),
+        ("folder", f"a pattern as `path` is: {tmp_path}/folder/**/*.csv)"),
         ("empty.csv", "the file is empty"),
     ):
         code, _, err = run(capsys, "reactivity", "--from", tmp_path / name, "--to", tmp_path / "out" / "c")
@@ -118,6 +119,11 @@ def test_bad_sources_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert (code, len(errors)) == (2, 1)
         assert message in errors[0]
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_suffixes_in_capitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path / "t.csv", rows_of(30)).rename(tmp_path / "T.CSV")
+    assert run(capsys, "reactivity", "--from", tmp_path, "--to", tmp_path / "out" / "c")[0] == 0
 
 
 def test_shipped_configs() -> None:
