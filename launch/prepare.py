@@ -19,6 +19,7 @@ python launch/prepare.py synthetic --alignments 64 --rows 256 --to corpora/demo_
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -69,6 +70,9 @@ def _config(parsed: argparse.Namespace) -> PrepareConfig:
     # After --fasta a b, argparse takes key=value for one more path.
     fasta = [path for path in parsed.fasta or () if "=" not in path or Path(path).exists()]
     overrides = [*parsed.overrides, *(path for path in parsed.fasta or () if path not in fasta)]
+    words = [word for word in overrides if "=" not in word]
+    if words and not parsed.config and not fasta:
+        raise DataError(_not_understood(words[0]))
     if bool(parsed.config) == bool(fasta):
         raise DataError("give either --config NAME.yaml or --fasta PATH ... --to DIR; see launch/prepare.py --help.")
     if parsed.config:
@@ -78,6 +82,16 @@ def _config(parsed: argparse.Namespace) -> PrepareConfig:
         raise DataError("--fasta needs --to DIR, the directory to make.")
     name = Path(parsed.to).name
     return load_prepare_config(None, overrides, name=name, output=parsed.to, sources=_named(fasta))
+
+
+def _not_understood(word: str) -> str:
+    """A sentence about an argument that is neither a command nor a setting."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    if near:
+        return f"there is no command {word}; did you mean launch/prepare.py {near[0]}?"
+    if Path(word).exists():
+        return f"{word}: say what it is: --fasta {word} --to DIR, or alignments, or reactivity, --from {word} --to DIR."
+    return f"the argument {word!r} is neither a setting (key=value) nor one of the commands {', '.join(COMMANDS)}."
 
 
 def _named(paths: Sequence[str]) -> list[dict[str, str]]:
