@@ -48,7 +48,8 @@ def build_command(arguments: Sequence[str]) -> None:
         prog="prepare.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any key of the config can be set as key=value, e.g. min_length=20 overwrite=true sources.0.path=x.fa.",
+        epilog="Any key of the config can be set as key=value, e.g. min_length=20 overwrite=true sources.0.path=x.fa.\n"
+        "docs/data.md says what is read of each kind of file, docs/keys.md lists every key.",
     )
     parser.add_argument("--config", metavar="NAME.yaml", help="a path, or a name in configs/")
     parser.add_argument("--fasta", nargs="+", metavar="PATH", help="FASTA files, folders or globs, instead of a config")
@@ -105,7 +106,7 @@ def _named(paths: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _directory(command: str, arguments: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(prog=f"prepare.py {command}")
+    parser = argparse.ArgumentParser(prog=f"prepare.py {command}", description=COMMANDS[command].__doc__)
     parser.add_argument("directory", type=Path, help="a corpus directory")
     directory: Path = parser.parse_args(arguments).directory
     return directory
@@ -134,13 +135,15 @@ def describe_command(arguments: Sequence[str]) -> None:
 def synthetic_command(arguments: Sequence[str]) -> None:
     """Makes the embedded corpus: RNA families with a known structure, for trying things out."""
     parser = argparse.ArgumentParser(prog="prepare.py synthetic", description=synthetic_command.__doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
-    parser.add_argument("--sequences", type=int, default=24000, help="members drawn, before duplicates are removed")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="which families (demo)")
+    parser.add_argument(
+        "--sequences", type=int, default=24000, help="members drawn, before duplicates are removed (24000)"
+    )
     parser.add_argument("--alignments", type=int, metavar="FAMILIES", help="alignments of so many families instead")
-    parser.add_argument("--rows", type=int, default=256, help="with --alignments: rows of each")
+    parser.add_argument("--rows", type=int, default=256, help="with --alignments: rows of each (256)")
     parser.add_argument("--reactivity", action="store_true", help="chemical mapping profiles of the sequences instead")
     parser.add_argument("--csv", metavar="FILE", help="with --reactivity: write only a table like train_data.csv")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7, help="of the families and their members (7)")
     parser.add_argument("--to", metavar="DIR", help="the corpus to make")
     parser.add_argument("--fasta", metavar="FILE", help="write only a FASTA file")
     parser.add_argument("--stockholm", metavar="FILE", help="with --alignments: write only a Stockholm file")
