@@ -20,7 +20,7 @@ NO_KEYS = {"checkpoint.json", "deepspeed.launcher.launch", "deepspeed.launcher.l
 KEYS |= {key.rpartition(".")[0] for key in KEYS} | {"model.name", "model.size"}
 FILES = {path.name for path in ROOT.rglob("*.py")}
 COMMANDS = "".join(
-    path.read_text() for path in [*(ROOT / "launch").rglob("*"), *(ROOT / "tests").glob("*.py")] if path.is_file()
+    path.read_text() for path in [*(ROOT / "launch").rglob("*.py"), *(ROOT / "tests").glob("*.py")] if path.is_file()
 )
 
 
