@@ -21,11 +21,13 @@ from typing import Any
 
 from data.assemble import Plan, assemble, plan_by_key
 from data.buckets import GROUPED_ROW, Buckets, bucket_count
+from data.errors import DataError
 from data.formats.text import CHUNK_BYTES
 from data.manifest import CLUSTERING, EXCLUDED, read_manifest
 from data.mmseqs import find_program
 from data.prepare_config import PrepareConfig, check, files_of, identity_key
 from data.publish import is_finished, mark_finished, partial_directory, publish, write_durably
+from data.records import Tally
 from data.regroup import clear, regroup
 from data.scan import Progress, SourceTally, scan
 
@@ -56,6 +58,7 @@ def prepare(
         built = partial / "built"
         if not is_finished(built):
             tallies, spilled = _scanned(config, files, partial, buckets, chunk_bytes, progress)
+            _require_records(config, tallies)
             if config.grouped:
                 spilled, plan, told = _regrouped(config, spilled, partial, progress)
             else:
@@ -75,6 +78,24 @@ def prepare(
         manifest = read_manifest(built)
         publish(built, output)
     return manifest
+
+
+def _require_records(config: PrepareConfig, tallies: list[SourceTally]) -> None:
+    """Raises DataError where every record was dropped, with the reasons and the first record of each."""
+    total = Tally()
+    for source in tallies:
+        total.add(source.tally)
+    if total.records > sum(total.dropped.values()):
+        return
+    reasons = (
+        f"{count:,} {reason.replace('_', ' ')} (the first: {total.first_dropped[reason][1]})"
+        for reason, count in total.dropped.most_common()
+    )
+    raise DataError(
+        f"{config.name}: no sequence is left after filtering. All {total.records:,} records were dropped: "
+        f"{'; '.join(reasons)}. Change min_length={config.min_length}, max_length={config.max_length}, the letter "
+        "policies (configs/data/example.yaml has them) or the sources."
+    )
 
 
 def _scanned(

@@ -57,6 +57,10 @@ def _digest(file: Any) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a corpus directory, with its own hash checked. Raises DataError."""
     path = folder / MANIFEST
+    if folder.is_file():
+        raise DataError(
+            f"{folder}: is a file, and a corpus is a directory; make one of it with launch/prepare.py (see its --help)."
+        )
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

@@ -100,7 +100,7 @@ def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
-            raise DataError(_sentence(error, origin, valid, prefix)) from error
+            raise DataError(_sentence(error, origin, valid, prefix) + _other_command(layer, valid)) from error
     where = " and ".join(origin for origin, _ in layers) or "the defaults"
     try:
         missing = sorted(OmegaConf.missing_keys(config) | open_keys)
@@ -110,6 +110,14 @@ def merge(schema: Any, layers: Sequence[tuple[str, Any]], prefix: str = "", also
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation to a key that does not exist or has no value
         raise DataError(_sentence(error, where, valid, prefix)) from error
+
+
+def _other_command(layer: Any, valid: Sequence[str]) -> str:
+    """What to add where a whole file was given to the wrong command: a recipe and a corpus's config look alike."""
+    for keys, what in ((("model", "objective"), "launch/pretrain.py"), (("sources",), "launch/prepare.py")):
+        if all(key in layer and key not in valid for key in keys):
+            return f" (the file is for {what})"
+    return ""
 
 
 def _left_open(layer: Any, prefix: str = "") -> set[str]:

@@ -264,5 +264,7 @@ def read_bytes(url: str, patience: Patience | None = None, allow_pipe: bool = Fa
                     f"{shown(url)}: cannot be read, {attempt} tries failed ({error}); check the network and the url."
                 ) from error
             wait = min(patience.first_wait * 2 ** (attempt - 1), patience.longest_wait)
-            time.sleep(max(wait, min(getattr(error, "wait", 0.0), patience.longest_wait)))
+            wait = max(wait, min(getattr(error, "wait", 0.0), patience.longest_wait))
+            log.warning("%s: %s; trying again in %.1f s", shown(url), error, wait)
+            time.sleep(wait)
     raise AssertionError("tries is at least 1")

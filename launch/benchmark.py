@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=3, help="steps before, which are not (3)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers; not needed")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override the recipe; keys: docs/keys.md"
+    )
     arguments = parser.parse_args()
 
     from pretrain import contact, distributed

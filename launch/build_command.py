@@ -21,7 +21,8 @@ def parsed_config(
     parser = argparse.ArgumentParser(
         prog=f"prepare.py {kind}",
         description=about,
-        epilog=f"Any key of the config can be set as key=value, e.g. {example} overwrite=true.",
+        epilog=f"Any key of the config can be set as key=value, e.g. {example} overwrite=true. "
+        "docs/data.md says what is read of each kind of file, docs/keys.md lists every key.",
     )
     parser.add_argument("--config", metavar="NAME.yaml", help="a path, or a name in configs/")
     parser.add_argument(

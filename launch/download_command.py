@@ -17,8 +17,8 @@ def download_command(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="prepare.py download", description=download_command.__doc__)
     parser.add_argument("--config", required=True, metavar="NAME.yaml", help="a path, or a name in configs/")
     parser.add_argument("--only", nargs="+", default=[], metavar="SOURCE", help="these sources, not all")
-    parser.add_argument("--to", type=Path, default=Path("raw"), metavar="DIR", help="files go to DIR/SOURCE/")
-    parser.add_argument("--parallel", type=int, default=PARALLEL, help="files at a time")
+    parser.add_argument("--to", type=Path, default=Path("raw"), metavar="DIR", help="files go to DIR/SOURCE/ (raw)")
+    parser.add_argument("--parallel", type=int, default=PARALLEL, help=f"files at a time ({PARALLEL})")
     parsed = parser.parse_args(arguments)
     sources = load_downloads(find_config(parsed.config), parsed.only)
     with build_progress() as progress:

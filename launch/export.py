@@ -25,9 +25,13 @@ def main() -> int:
         "--layout", help="one of the model's layouts, such as multimolecule or original; all unless given"
     )
     parser.add_argument(
-        "--vocabulary", type=int, choices=(28, 26), default=28, help="tokens of MultiMolecule's alphabet"
+        "--vocabulary",
+        type=int,
+        choices=(28, 26),
+        default=28,
+        help="tokens of MultiMolecule's alphabet (28; 26 for its versions before 0.2)",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (float32)")
     parser.add_argument("--shard-gigabytes", type=float, help="largest weight file; one file unless given")
     parser.add_argument("--licence", help="licence of the released weights, for the card, such as cc-by-4.0")
     parser.add_argument("--sequences", type=Path, help="FASTA to check outputs on; the run's corpus unless given")

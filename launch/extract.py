@@ -34,11 +34,21 @@ def main() -> int:
         metavar="CORPUS",
         help="also give contacts, by a probe fitted on structures that CORPUS trains on; the run's unless given",
     )
-    parser.add_argument("--rows", type=int, default=1024, help="most rows of an alignment that are read")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of rows, where there are more")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto")
-    parser.add_argument("--columns", choices=COLUMNS, default="rf", help="match columns, as in data/rfam_14_7.yaml")
-    parser.add_argument("--query", choices=QUERIES, default="first", help="row 0, as in data/rfam_14_7.yaml")
+    parser.add_argument("--rows", type=int, default=1024, help="most rows of an alignment that are read (1024)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of rows, where there are more (0)")
+    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="by content and name (auto)")
+    parser.add_argument(
+        "--columns",
+        choices=COLUMNS,
+        default="rf",
+        help="which columns count: of the RF line, by share of gaps, all (rf)",
+    )
+    parser.add_argument(
+        "--query",
+        choices=QUERIES,
+        default="first",
+        help="row 0, whose gap columns are left out; none keeps them (first)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if this command made it")
     arguments = parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def motifs_command(arguments: Sequence[str]) -> None:
     Name the file in a recipe: objective.motif.mined=[FILE], or objective.motif.files=[FILE].
     """
     parser = _parser("motifs", motifs_command.__doc__, "6-10")
-    parser.add_argument("--order", type=int, default=2, help="of the Markov background")
+    parser.add_argument("--order", type=int, default=2, help="of the Markov background (2)")
     parsed = _parsed(parser, arguments)
     from data.index import Corpus  # after the arguments are known to be good
     from data.motif_mining import mine_enriched
@@ -52,13 +53,15 @@ def npmi_command(arguments: Sequence[str]) -> None:
 
 def _parser(name: str, description: str | None, lengths: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"prepare.py {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"prepare.py {name}",
+        description=inspect.cleandoc(description or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", type=Path, help="a corpus directory, clustered for good reason")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the list to write")
     parser.add_argument("--k", type=_lengths, default=lengths, metavar="MIN-MAX", help=f"letters of a word; {lengths}")
-    parser.add_argument("--top", type=int, default=1000, help="how many words")
-    parser.add_argument("--least", type=int, default=20, help="occurrences that a word must have")
+    parser.add_argument("--top", type=int, default=1000, help="how many words (1000)")
+    parser.add_argument("--least", type=int, default=20, help="occurrences that a word must have (20)")
     parser.add_argument(
         "--sequences", type=int, help="read only so many, one per cluster (a corpus is shuffled); all unless given"
     )

@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("--sample-tokens", type=int, help="tokens of a sample, if the corpus is not here")
     parser.add_argument("--sweep", action="store_true", help="also show 1 to 1024 GPUs")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of tables")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override the recipe; keys: docs/keys.md"
+    )
     arguments = parser.parse_args()
 
     from pretrain import gpus, planning, planning_report, recipe

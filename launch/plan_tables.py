@@ -139,7 +139,8 @@ def _run_table(found: Plan) -> Table:
     )
     if found.checkpoints is not None and found.checkpoints_kept is not None:
         kept = found.checkpoints_kept
-        whole("checkpoints", f"{found.checkpoints:,} written, {kept:,} kept: {kept * found.checkpoint / 1e9:,.0f} GB")
+        size = kept * found.checkpoint / 1e9
+        whole("checkpoints", f"{found.checkpoints:,} written, {kept:,} kept: {size:,.{0 if size >= 10 else 2}f} GB")
     if found.seconds is not None:
         whole("time", f"{found.seconds / 86400:.2f} days ({duration(found.seconds)})")
         whole("GPU-hours", f"{found.seconds / 3600 * found.ranks:,.0f}")

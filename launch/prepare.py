@@ -19,6 +19,7 @@ python launch/prepare.py synthetic --alignments 64 --rows 256 --to corpora/demo_
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -47,7 +48,8 @@ def build_command(arguments: Sequence[str]) -> None:
         prog="prepare.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any key of the config can be set as key=value, e.g. min_length=20 overwrite=true sources.0.path=x.fa.",
+        epilog="Any key of the config can be set as key=value, e.g. min_length=20 overwrite=true sources.0.path=x.fa.\n"
+        "docs/data.md says what is read of each kind of file, docs/keys.md lists every key.",
     )
     parser.add_argument("--config", metavar="NAME.yaml", help="a path, or a name in configs/")
     parser.add_argument("--fasta", nargs="+", metavar="PATH", help="FASTA files, folders or globs, instead of a config")
@@ -69,6 +71,9 @@ def _config(parsed: argparse.Namespace) -> PrepareConfig:
     # After --fasta a b, argparse takes key=value for one more path.
     fasta = [path for path in parsed.fasta or () if "=" not in path or Path(path).exists()]
     overrides = [*parsed.overrides, *(path for path in parsed.fasta or () if path not in fasta)]
+    words = [word for word in overrides if "=" not in word]
+    if words and not parsed.config and not fasta:
+        raise DataError(_not_understood(words[0]))
     if bool(parsed.config) == bool(fasta):
         raise DataError("give either --config NAME.yaml or --fasta PATH ... --to DIR; see launch/prepare.py --help.")
     if parsed.config:
@@ -78,6 +83,16 @@ def _config(parsed: argparse.Namespace) -> PrepareConfig:
         raise DataError("--fasta needs --to DIR, the directory to make.")
     name = Path(parsed.to).name
     return load_prepare_config(None, overrides, name=name, output=parsed.to, sources=_named(fasta))
+
+
+def _not_understood(word: str) -> str:
+    """A sentence about an argument that is neither a command nor a setting."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    if near:
+        return f"there is no command {word}; did you mean launch/prepare.py {near[0]}?"
+    if Path(word).exists():
+        return f"{word}: say what it is: --fasta {word} --to DIR, or alignments, or reactivity, --from {word} --to DIR."
+    return f"the argument {word!r} is neither a setting (key=value) nor one of the commands {', '.join(COMMANDS)}."
 
 
 def _named(paths: Sequence[str]) -> list[dict[str, str]]:
@@ -91,7 +106,7 @@ def _named(paths: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _directory(command: str, arguments: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(prog=f"prepare.py {command}")
+    parser = argparse.ArgumentParser(prog=f"prepare.py {command}", description=COMMANDS[command].__doc__)
     parser.add_argument("directory", type=Path, help="a corpus directory")
     directory: Path = parser.parse_args(arguments).directory
     return directory
@@ -120,13 +135,15 @@ def describe_command(arguments: Sequence[str]) -> None:
 def synthetic_command(arguments: Sequence[str]) -> None:
     """Makes the embedded corpus: RNA families with a known structure, for trying things out."""
     parser = argparse.ArgumentParser(prog="prepare.py synthetic", description=synthetic_command.__doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
-    parser.add_argument("--sequences", type=int, default=24000, help="members drawn, before duplicates are removed")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="which families (demo)")
+    parser.add_argument(
+        "--sequences", type=int, default=24000, help="members drawn, before duplicates are removed (24000)"
+    )
     parser.add_argument("--alignments", type=int, metavar="FAMILIES", help="alignments of so many families instead")
-    parser.add_argument("--rows", type=int, default=256, help="with --alignments: rows of each")
+    parser.add_argument("--rows", type=int, default=256, help="with --alignments: rows of each (256)")
     parser.add_argument("--reactivity", action="store_true", help="chemical mapping profiles of the sequences instead")
     parser.add_argument("--csv", metavar="FILE", help="with --reactivity: write only a table like train_data.csv")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7, help="of the families and their members (7)")
     parser.add_argument("--to", metavar="DIR", help="the corpus to make")
     parser.add_argument("--fasta", metavar="FILE", help="write only a FASTA file")
     parser.add_argument("--stockholm", metavar="FILE", help="with --alignments: write only a Stockholm file")

@@ -25,7 +25,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a recipe: a path, or a name in configs/")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers; not needed")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override the recipe; keys: docs/keys.md"
+    )
     arguments = parser.parse_args()
 
     faulthandler.enable()  # so that a crash outside Python says where on stderr

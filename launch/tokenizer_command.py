@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,17 +27,22 @@ def tokenizer_command(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="prepare.py tokenizer",
-        description=tokenizer_command.__doc__,
+        description=inspect.getdoc(tokenizer_command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", type=Path, help="a corpus directory")
-    parser.add_argument("--kind", choices=KINDS, default="bpe")
-    parser.add_argument("--vocabulary", type=int, default=1024, help="tokens, specials and single letters included")
+    parser.add_argument("--kind", choices=KINDS, default="bpe", help="of vocabulary (bpe)")
+    parser.add_argument(
+        "--vocabulary", type=int, default=1024, help="tokens, specials and single letters included (1024)"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the directory to make")
     parser.add_argument(
-        "--sequences", type=int, default=20_000, help="training sequences to learn from, drawn at random; memory grows"
+        "--sequences",
+        type=int,
+        default=20_000,
+        help="training sequences to learn from, drawn at random (20000); memory grows",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which sequences")
+    parser.add_argument("--seed", type=int, default=0, help="decides which sequences (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     parsed = parser.parse_args(arguments)
     if parsed.to.exists() and not parsed.overwrite:

@@ -63,14 +63,14 @@ class AidoRNAConfig:
     width: int
     heads: int
     ffn: int
-    vocab: int = 16
+    vocab: int = 16  # tokens; that of objective.alphabet
     norm: str = "layer"
     bias: bool = True
-    attention_dropout: float = 0.0
+    attention_dropout: float = 0.0  # on the probabilities of attention
     residual_dropout: float = 0.0  # on the embedding and on the output of both branches of a block
     init: str = "scaled"
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its activations
-    kernel: str = "auto"  # see layers/attention.py
+    kernel: str = "auto"  # of attention: auto, flash, varlen or sdpa; see layers/attention.py
 
     @classmethod
     def named(cls, size: str, **overrides: Any) -> AidoRNAConfig:

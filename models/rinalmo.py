@@ -65,17 +65,17 @@ class RiNALMoConfig:
     width: int
     heads: int
     ffn: int
-    vocab: int = 22
-    attention_dropout: float = 0.1
-    residual_dropout: float = 0.1
-    transition_dropout: float = 0.0
-    ffn_pad_to: int = 1
+    vocab: int = 22  # tokens; that of objective.alphabet or objective.tokenizer
+    attention_dropout: float = 0.1  # on the probabilities of attention
+    residual_dropout: float = 0.1  # on the output of both branches of a block
+    transition_dropout: float = 0.0  # inside the feed-forward layer
+    ffn_pad_to: int = 1  # 64 suits tensor cores
     init: str = "torch"
     # The attention residual adds LN(x) instead of x. The authors call it an oversight; the released weights were
     # trained with it, so False gives an ordinary pre-norm block that cannot use them (spec 0, point 2).
     normalised_residual: bool = True
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its activations
-    kernel: str = "auto"  # see layers/attention.py
+    kernel: str = "auto"  # of attention: auto, flash, varlen or sdpa; see layers/attention.py
 
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RiNALMoConfig:

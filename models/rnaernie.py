@@ -58,11 +58,11 @@ class RNAErnieConfig:
     ffn: int
     vocab: int = 57
     max_positions: int = 513
-    attention_dropout: float = 0.1
+    attention_dropout: float = 0.1  # on the probabilities of attention
     residual_dropout: float = 0.1  # on the embedding and on the output of both branches of a block
     pooler: bool = False
     checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its activations
-    kernel: str = "auto"  # see layers/attention.py
+    kernel: str = "auto"  # of attention: auto, flash, varlen or sdpa; see layers/attention.py
 
     @classmethod
     def named(cls, size: str, **overrides: Any) -> RNAErnieConfig:

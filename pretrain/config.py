@@ -15,7 +15,7 @@ from omegaconf import MISSING
 @dataclass
 class RunConfig:
     name: str = MISSING  # the run directory is directory/name; the recipe file's name unless given
-    directory: str = "runs"
+    directory: str = "runs"  # on several nodes one that all of them share
     seed: int = 42  # decides initial weights, order, crops, masks and dropout
     resume: str = "auto"  # auto: continue the newest complete checkpoint; never: refuse if the run exists; or a path
 
@@ -45,7 +45,7 @@ class DataConfig:
 
 @dataclass
 class BatchConfig:
-    sequences: int = MISSING  # per global batch, whatever the number of ranks
+    sequences: int = MISSING  # samples per global batch, whatever the number of ranks; alignments or profiles too
     tokens_per_micro_batch: int = 16384  # memory against speed; does not change which samples and masks a step has
 
 
@@ -53,7 +53,7 @@ class BatchConfig:
 class BudgetConfig:
     """Exactly one of the two."""
 
-    steps: int | None = None
+    steps: int | None = None  # of the optimizer, each on one global batch
     epochs: float | None = None  # passes over the training split; rounded up to whole steps
 
 
@@ -61,24 +61,24 @@ class BudgetConfig:
 class OptimizerConfig:
     """AdamW, or Ranger: RAdam, centralised gradients and lookahead (pretrain/ranger.py)."""
 
-    name: str = "adamw"
+    name: str = "adamw"  # or ranger
     learning_rate: float = MISSING  # the peak of the schedule
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # decay of both moments
+    eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # decoupled from the gradient
-    # What decays. matrices: parameters of two or more dimensions; all_but_norms: biases too, but neither norms nor what
-    # the model has no use for; all: every parameter.
+    # matrices: parameters of two or more dimensions; all_but_norms: biases too, but neither norms nor what a model has
+    # no use for; all: every parameter
     decayed: str = "matrices"
     lookahead_steps: int = 6  # of Ranger: how often fast and slow weights meet
     lookahead_share: float = 0.5  # of Ranger: how far the slow weights then go towards the fast ones
     gradient_clipping: float = 1.0  # global norm; 0 switches it off
     clip_before_centralising: bool = False  # of Ranger: the authors' order; at ZeRO stage 0 alone
-    stop_after_skipped: int = 50  # steps in a row whose gradient is not finite
+    stop_after_skipped: int = 50  # steps in a row that are skipped, their gradient not being finite, end the run
 
 
 @dataclass
 class SpikeConfig:
-    """Steps whose loss jumps; see pretrain/spikes.py."""
+    """Steps whose loss jumps. A spread is the median deviation from the median (pretrain/spikes.py)."""
 
     action: str = "report"  # ignore; report; or roll_back: to the newest checkpoint, leaving the step out from then on
     window: int = 200  # steps that the median and the spread are taken over
@@ -92,8 +92,8 @@ class ScheduleConfig:
     """Linear warm-up from warmup_start to the peak, then `name`. Values are learning rates and optimizer steps."""
 
     name: str = "cosine"  # cosine or linear (after the warm-up), trapezoid (linear, at the end), or constant
-    warmup_steps: int = 0
-    warmup_start: float = 0.0
+    warmup_steps: int = 0  # from warmup_start to the peak
+    warmup_start: float = 0.0  # the learning rate of the first step
     minimum: float = 0.0  # where the decay ends and the learning rate then stays
     decay_steps: int | None = None  # length of the decay; the whole budget after the warm-up unless given
     decay_epochs: float | None = None  # the same in passes over the training split
@@ -102,7 +102,7 @@ class ScheduleConfig:
 @dataclass
 class ComputeConfig:
     precision: str = "fp32"  # fp32; bf16 (bf16 weights, fp32 masters, ZeRO 1-3); bf16_autocast (fp32 weights)
-    compile: bool = False  # torch.compile
+    compile: bool = False  # torch.compile; refused for profiles
     threads: int | None = None  # CPU threads per rank; cores / ranks on this node unless given
     prefetch_steps: int = 3  # steps the loader thread works ahead
     timeout_minutes: float = 10.0  # a rank that waits longer for another ends the run with a sentence
@@ -111,7 +111,7 @@ class ComputeConfig:
 
 @dataclass
 class DeepSpeedConfig:
-    zero_stage: int = 0
+    zero_stage: int = 0  # divided over ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too
     offload: bool = False  # masters and optimizer state in the memory of the host, where the step then runs; ZeRO 1-3
     config: dict[str, Any] = field(default_factory=dict)  # any further DeepSpeed keys, passed through
 
@@ -135,10 +135,10 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    log_every_steps: int = 10
+    log_every_steps: int = 10  # a line on the screen and a record in metrics.jsonl
     wandb: str = "disabled"  # disabled, offline or online
-    wandb_project: str = "rnafoundry"
-    tensorboard: bool = False
+    wandb_project: str = "rnafoundry"  # where wandb files the run
+    tensorboard: bool = False  # writes tensorboard/ in the run directory
 
 
 @dataclass
@@ -159,5 +159,5 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    stages: dict[str, Any] = field(default_factory=dict)  # in this order; see pretrain/stages.py
+    stages: dict[str, Any] = field(default_factory=dict)  # name -> sections with keys of that stage, in this order
     init_from: str | None = None  # start from released weights: a checkpoint of ours, a directory, a file or a hub id

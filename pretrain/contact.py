@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 
 from pretrain.distributed import USER_ERRORS, World
@@ -34,7 +35,9 @@ class LostContact(PretrainError):
 
 @contextlib.contextmanager
 def told_when_lost(world: World, timeout_minutes: float) -> Iterator[None]:
-    """Turn the failure of a collective into LostContact, one sentence that names the lost rank where that is known.
+    """Turn the failure of a collective into LostContact, one sentence that names the lost rank where that is known,
+
+    and a lack of memory into a PretrainError that says what to lower.
 
     That sentence, and those of a user's mistakes, also become the last line of this rank's log file.
     """
@@ -44,6 +47,10 @@ def told_when_lost(world: World, timeout_minutes: float) -> Iterator[None]:
         log.info("ended: %s", error)
         raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            text = no_memory(world, str(error))
+            log.info("ended: %s", text)
+            raise PretrainError(text) from error
         if world.ranks == 1 or not is_lost_contact(error):
             raise
         text = sentence(world, str(error), timeout_minutes)
@@ -54,6 +61,21 @@ def told_when_lost(world: World, timeout_minutes: float) -> Iterator[None]:
 def is_lost_contact(error: RuntimeError) -> bool:
     """Whether a collective failed because of another rank: torch has no class of its own for it under gloo."""
     return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a device, or of the host, for which torch has no class."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def no_memory(world: World, said: str) -> str:
+    """``said``: torch's message, whose advice about its allocator is left out."""
+    asked = re.search(r"tried to allocate [\d.]+ \w+", said, re.I)
+    return (
+        f"rank {world.rank} has no memory left on {world.device}" + (f" ({asked[0].lower()})" if asked else "") + "; "
+        "lower batch.tokens_per_micro_batch, which changes no sample and no mask, or set model.checkpointing=true or a "
+        "higher deepspeed.zero_stage, and start the same command again (launch/plan.py says what fits)"
+    )
 
 
 def sentence(world: World, said: str, timeout_minutes: float) -> str:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def introduce_stage(console: Console, tracker: Tracker | None, world: World, sta
         f"  {called}{mixture.count:,} training {unit}{_clusters(stage)}, {quantity(mixture.nucleotides)} {size}; "
         f"{stage.settings.batch.sequences} {unit} per step"
     )
+    for warning in unlikely(stage) if world.first else ():
+        log.warning("%s", warning)
     if hasattr(objective, "describe"):
         _describe_masking(console, tracker, world, stage, step)
     if not stage.settings.validation.baselines:
@@ -114,6 +117,23 @@ def introduce_stage(console: Console, tracker: Tracker | None, world: World, sta
             shown = "  ".join(f"{figure} {value:.4f}" for figure, value in figures.items())
             of = f" of {name}" if stage.data.mixed else ""
             console.say(f"  {title.replace('_', ' ')} on the validation targets{of}: {shown}")
+
+
+def unlikely(stage: Stage) -> Iterator[str]:
+    """What may be meant but seldom is: settings of a large run on a small corpus or a short budget."""
+    where, settings = f"stage {stage.name}: " if stage.name else "", stage.settings
+    units, n = sum(order.samples_per_epoch for order in stage.data.mixture.orders), settings.batch.sequences
+    if n > units:
+        yield (
+            f"{where}a step of batch.sequences={n:,} is more than the {units:,} there are in an epoch, so it holds "
+            "some more than once; lower batch.sequences"
+        )
+    warmup, steps = settings.schedule.warmup_steps, stage.schedule_stop - stage.schedule_start
+    if warmup >= steps:
+        yield (
+            f"{where}schedule.warmup_steps={warmup:,} is not below the {steps:,} steps of the budget, so the learning "
+            "rate never reaches its peak; lower it"
+        )
 
 
 def labels_of(stage: Stage, corpus: str) -> dict[str, str]:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data import randomness
-from data.manifest import MANIFEST, read_manifest
+from data.manifest import read_manifest
 from data.mixture import Mixture
 from data.msa_sampling import Limits
+from data.urls import shown
 from pretrain import recipe
 from pretrain.config import Recipe
 from pretrain.errors import PretrainError
@@ -83,7 +84,7 @@ def stages_of(settings: Recipe, assumed: Assumed) -> list[Samples]:
 
 def _stage(name: str, settings: Recipe, seed: int, assumed: Assumed) -> Samples:
     _, objective_class = OBJECTIVES[settings.objective.name]
-    missing = [source.corpus for source in sources_of(settings.data) if not _is_there(source.corpus)]
+    missing = [shown(source.corpus) for source in sources_of(settings.data) if not _is_there(source.corpus)]
     why = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not here" if missing else None
     if why is None:
         return _from_corpora(name, settings, seed, objective_class(settings.objective))
@@ -91,7 +92,8 @@ def _stage(name: str, settings: Recipe, seed: int, assumed: Assumed) -> Samples:
 
 
 def _is_there(corpus: str) -> bool:
-    return (Path(corpus) / MANIFEST).is_file()
+    """Whatever lies there: what is no corpus must be told, not taken for one that is yet to come."""
+    return Path(corpus).exists()
 
 
 def _from_corpora(name: str, settings: Recipe, seed: int, objective: Any) -> Samples:

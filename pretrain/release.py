@@ -83,9 +83,11 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     """
     found = own_checkpoint(source)
     if found is None:
-        raise PretrainError(f"{source} is neither a run directory nor a checkpoint (step-NNNNNNNN)")
+        raise PretrainError(_why_none(source))
     if to.exists() and not options.overwrite:
         raise PretrainError(f"{to} exists already; choose another --to, or give --overwrite to replace it")
+    if to.exists() and not to.is_dir():
+        raise PretrainError(f"{to} is a file, and a release is a directory; choose another --to")
     if to.exists() and any(to.iterdir()) and not (to / "recipe.yaml").is_file():
         raise PretrainError(f"{to} is not a release, so --overwrite does not replace it; choose another --to")
     found.verify()
@@ -118,6 +120,17 @@ def release(source: Path, to: Path, options: Options) -> tuple[Checkpoint, list[
     for result in checked:
         result.path = to / result.path.relative_to(partial)
     return found, checked
+
+
+def _why_none(source: Path) -> str:
+    """Why there is no checkpoint in what was given as one."""
+    if not source.exists():
+        return f"{source} does not exist; give a run directory or a checkpoint (step-NNNNNNNN)"
+    if (source / "recipe.yaml").is_file() and (source / "config.json").is_file():
+        return f"{source} is a release; give the run, or the checkpoint, that it was made of"
+    if (source / "logs").is_dir():
+        return f"the run {source} has no checkpoint yet; the last lines in {source / 'logs'} say where it stands"
+    return f"{source} is neither a run directory nor a checkpoint (step-NNNNNNNN)"
 
 
 def _own_layout(settings: Recipe) -> ReleaseLayout:

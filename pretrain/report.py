@@ -25,14 +25,27 @@ def write_report(run: Path, to: Path | None = None) -> list[Path]:
     metrics = read_metrics(run / "metrics.jsonl")
     training = of_kind(metrics, "train")
     if not training:
-        raise PretrainError(f"{run / 'metrics.jsonl'} holds no training step yet; is {run} a run directory?")
+        raise PretrainError(_why_nothing(run))
     to = to or run
-    to.mkdir(parents=True, exist_ok=True)
     curves, throughput, page = to / "curves.png", to / "throughput.png", to / "report.html"
-    draw_curves(curves, run.name, metrics)
-    draw_throughput(throughput, run.name, training)
-    page.write_text(_page(run, metrics, [curves, throughput]), encoding="utf-8")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        draw_curves(curves, run.name, metrics)
+        draw_throughput(throughput, run.name, training)
+        page.write_text(_page(run, metrics, [curves, throughput]), encoding="utf-8")
+    except OSError as error:
+        raise PretrainError(f"the report cannot be written to {to} ({error}); choose a directory with --to") from error
     return [curves, throughput, page]
+
+
+def _why_nothing(run: Path) -> str:
+    """What a directory without a training step is instead."""
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "does not exist"
+        return f"{run} {what}; give a run directory, such as runs/NAME"
+    if (run / "logs").is_dir() or (run / "metrics.jsonl").is_file():
+        return f"the run {run} has no training step yet; the last lines in {run / 'logs'} say where it stands"
+    return f"{run} is no run directory, it has no metrics.jsonl; give one such as runs/NAME"
 
 
 def summary(run: Path) -> str:

@@ -187,6 +187,8 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                 for key in sorted(before.keys() | after.keys())
                 if before.get(key) != after.get(key)
             ]
+        elif before != after:  # init_from, which a run that is continued does not read again
+            lines.append(f"{section}: {before} -> {after}")
     return lines
 
 

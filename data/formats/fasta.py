@@ -8,6 +8,7 @@ It does not look at letters, except to refuse a protein file: that is `data.norm
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ def _check_start(path: Path, text: bytes, line: int) -> None:
     first = text.split(b"\n", 1)[0].strip()
     if text.startswith(GZIP):
         raise DataError(f"{path}: gzip inside gzip; unpack it once with `gunzip` and try again.")
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8`.")
     if text.startswith(b"@"):
         raise DataError(f"{path}, line {line}: starts with '@', so this looks like FASTQ; convert it to FASTA first.")
     if not text.startswith(b">"):

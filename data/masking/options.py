@@ -27,7 +27,7 @@ class LevelWeights:
 class Stage(LevelWeights):
     """The weights up to a fraction of the run's steps; levels that are not named have none."""
 
-    until: float = 1.0
+    until: float = 1.0  # fraction of the steps
     base: float = 0.0
     span: float = 0.0
     motif: float = 0.0
@@ -45,7 +45,7 @@ class Ramp:
 @dataclass
 class SpanOptions:
     min: int = 4  # nucleotides
-    max: int = 8
+    max: int = 8  # nucleotides
     distribution: str = INV_RANK  # of lengths: inv_rank (1, 1/2, 1/3 ...), uniform, or geometric
     p: float = 0.2  # of the geometric distribution, cut off at `max`
     tail: int = 0  # last nucleotides that no span touches (the original: 9); spans are cut there
@@ -58,8 +58,8 @@ class WordOptions:
     files: list[str] = field(default_factory=list)  # of a database
     mined: list[str] = field(default_factory=list)  # of mined words, which `db_first` tries after those
     organism: str | None = None  # of an ATtRACT table only rows of this organism, e.g. Homo_sapiens
-    min_len: int = 6
-    max_len: int = 50
+    min_len: int = 6  # letters; shorter words are left out
+    max_len: int = 50  # longer ones too
     order: str = SHUFFLE  # shuffle; longest (first); db_first (database shuffled, then mined ones as they occur)
     threshold: float = 0.25  # of a matrix: a letter with at least this probability is one of its position's letters
     expansions: int = 4096  # most words that one motif with ambiguity codes or one matrix may stand for
@@ -69,7 +69,7 @@ class WordOptions:
 class TypeTokenOptions:
     """`[IND] [type]` after the letters of sequences whose type the vocabulary has."""
 
-    append: bool = True
+    append: bool = True  # false: sequences without type tokens
     drop_prob: float = 0.5  # left out, as for sequences of unknown type; 0 or 0.15 to 0.5
     mask_prob: float = 0.15  # of those appended: the type is `<mask>` and a target; 0 or 0.15 to 0.5
     types: list[str] = field(default_factory=list)  # only these; all that the vocabulary has unless given

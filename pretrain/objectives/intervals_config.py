@@ -43,7 +43,7 @@ class IntervalsConfig:
     """Defaults are ours; `preset` sets several keys at once, and keys beside it override it."""
 
     name: str = "intervals"
-    preset: str | None = None  # rnaernie-code, rnaernie-card or rnaernie2, see PRESETS
+    preset: str | None = None  # rnaernie-code, rnaernie-card or rnaernie2: docs/rnaernie.md
     alphabet: str = "rnaernie"  # see data/alphabet.py; with type tokens one that has them
     max_tokens: int = 512  # per sequence; 508 nucleotides with type tokens, 510 without
     crop: str = "first"  # of longer sequences: first, the first nucleotides; random, a window

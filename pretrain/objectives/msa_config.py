@@ -13,7 +13,7 @@ from pretrain.objectives.masked import check_shares, refuse
 class MSAConfig:
     name: str = "msa"
     max_columns: int = 1024  # `<cls>` included; longer alignments are cut to a random window
-    max_rows: int = 1024
+    max_rows: int = 1024  # drawn of an alignment, the query among them
     max_tokens: int = 16384  # of one alignment; rows are drawn so that rows x columns stay within
     query: str = "first"  # the row that is always drawn: first, or random, another one each time (docs/rnamsm.md)
     with_replacement: bool = False  # draw rows as the original does, so that some repeat

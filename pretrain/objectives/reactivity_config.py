@@ -42,7 +42,9 @@ class ReactivityConfig:
     samples: Samples = field(default_factory=Samples)
     min_signal_to_noise: float = 1.0  # channels of a sample below it are not trained on
     flip: float = 0.5  # probability of reading a sample backwards; above 0, prediction averages both directions
-    weighting: str = "none"  # or log_signal_to_noise, clipped_signal_to_noise, error: see above
+    # none; or by r, the signal-to-noise: log_signal_to_noise, log(1 + r) up to 10; clipped_signal_to_noise, r from 0.5
+    # to 1; or by e, the error of a value: error, 1 / (1 + (e / 0.25)²)
+    weighting: str = "none"
     sampling: str = "all"  # signal_to_noise: an epoch leaves out samples the more often the noisier they are
     noise: float = 0.0  # times its measured error, a normal number is added to a value before it is clipped
     flank_5: int = 0  # nucleotides at the 5' end that are not trained on

@@ -157,7 +157,7 @@ def test_empty_results_are_errors_and_leave_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options, message in (
         ({}, "validation split would be empty"),
-        ({"min_length": 500}, "no sequence is left"),
+        ({"min_length": 500}, r"All 5 records were dropped: 5 too short \(the first: x\.fa, record 1"),
         ({"validation_fraction": 0.95}, "train split would be empty"),
     ):
         with pytest.raises(DataError, match=message):

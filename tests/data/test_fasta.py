@@ -81,6 +81,7 @@ BAD_FILES = [
     (b"BZh91AY", "bzip2"),
     (b"PK\x03\x04", "zip"),
     (b">a\rACGU\r>b\rACGU\r", "carriage returns"),
+    (">a\nACGU\n".encode("utf-16"), "iconv -f UTF-16"),
 ]
 
 

@@ -72,6 +72,8 @@ def test_too_many_gpus_for_the_sweep_are_named(run):
         (["--disk-gbps", "0"], "--disk-gbps is 0.0, but must be above 0"),
         (["--gpu", "v100-32gb"], "a v100-32gb has no bf16; use fp32 or another GPU"),
         (["batch.sequences=x"], "batch.sequences"),
+        ([f"data.corpus={__file__}"], "test_plan.py: is a file, and a corpus is a directory"),
+        (["data.corpus=."], ".: is not a corpus, it has no manifest.json"),
         (["--sample-tokens", "1"], "--sample-tokens is 1, but must be at least 3"),
     ],
 )

@@ -80,7 +80,7 @@ BAD = {
     "twice.fa.gz": (gzip.compress(gzip.compress(b">a\nACGU\n")), "gzip inside gzip"),
     "protein.fa": (b">p\nMKTAYIAKQRQISFVKSHFSRQ\n" * 30, "protein"),
     "binary.fa": (b">a\nAC\0GU\n", "NUL"),
-    "short.fa": (b">a\nACGU\n", "no sequence is left"),
+    "short.fa": (b">a\nACGU\n", "1 too short (the first: short.fa, record 1 (a)). Change min_length=16"),
 }
 
 
@@ -101,6 +101,25 @@ def test_bad_input_is_one_line_and_exit_code_2(
     if name != "short.fa":
         assert name in errors[0]
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["verfy", "corpora/x"], "did you mean launch/prepare.py verify?"),
+        (["{fasta}", "--to", "{out}"], "--fasta {fasta} --to DIR"),
+        (["corpora", "--to", "{out}"], "one of the commands verify"),
+        (["verify", "{fasta}"], "{fasta}: is a file, and a corpus is a directory"),
+        (["describe", "{fasta}"], "{fasta}: is a file, and a corpus is a directory"),
+        (["--config", "rinalmo.yaml"], "the file is for launch/pretrain.py"),
+        (["alignments", "--config", "demo_rnamsm.yaml"], "the file is for launch/pretrain.py"),
+    ],
+)
+def test_a_wrong_command_or_file_says_which_is_right(arguments, says, tmp_path, fasta, capsys) -> None:
+    places = {"fasta": fasta, "out": tmp_path / "out"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    assert says.format(**places) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_real_command_ends_with_code_2(tmp_path: Path) -> None:

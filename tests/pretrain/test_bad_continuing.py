@@ -66,6 +66,13 @@ def test_a_run_is_not_continued_on_another_corpus(again, run, other_corpus, rank
     assert content(run / "checkpoints") == before
 
 
+def test_other_initial_weights_for_a_run_that_goes_on_are_named(again, run) -> None:
+    """They are not read again, which must be seen."""
+    ((code, out, err),) = pretrain([*again, f"init_from={run}"])
+    assert code == 0, err
+    assert f"continuing with a changed recipe: init_from: None -> {run}" in out + err
+
+
 def test_a_run_is_continued_on_another_corpus_when_that_is_asked_for(again, run, other_corpus) -> None:
     pretrain_well([*again, f"data.corpus={other_corpus}", "data.allow_changed=true"])
     assert last(run).progress.fingerprint == Corpus.open(other_corpus).fingerprint

@@ -110,3 +110,21 @@ def test_a_rank_that_is_killed_is_named_by_the_others_and_the_run_continues(synt
         assert "Traceback" not in results[rank][2]
     pretrain_well(arguments, 2)
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79 GiB."),
+        RuntimeError(
+            "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_lack_of_memory_says_what_to_lower(error, ranks) -> None:
+    with pytest.raises(PretrainError) as raised, told_when_lost(world(*[Peer(HERE, "", os.getpid())] * ranks), 10):
+        raise error
+    assert not isinstance(raised.value, LostContact)
+    assert "rank 0 has no memory left on cpu (tried to allocate " in str(raised.value)
+    assert "lower batch.tokens_per_micro_batch" in str(raised.value)

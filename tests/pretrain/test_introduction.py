@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pretrain import introduction, recipe
-from pretrain.introduction import introduce_checkpoints
+from pretrain.introduction import introduce_checkpoints, unlikely
+from pretrain.stages import open_stages
 from tests.pretrain.test_checkpoint import ALONE, save_step
 from tests.ranks import QUICK
 
@@ -89,3 +90,20 @@ def test_a_disk_that_cannot_be_tried_is_warned_of(introduce, monkeypatch) -> Non
     line, warned = introduce(3e6, 1e12)
     assert "about" not in line
     assert "No space left on device" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ((), None),
+        (("batch.sequences=100000",), "batch.sequences=100,000 is more than the "),
+        (("schedule.warmup_steps=20",), "schedule.warmup_steps=20 is not below the 20 steps"),
+        (("schedule.warmup_steps=19",), None),
+    ],
+)
+def test_settings_of_a_larger_run_are_warned_of(synthetic_corpus, settings, says) -> None:
+    loaded = recipe.load(QUICK[1], [f"data.corpus={synthetic_corpus}", *settings])
+    (stage,) = open_stages(loaded, ALONE)
+    warned = list(unlikely(stage))
+    assert len(warned) == (says is not None)
+    assert says is None or says in warned[0]

@@ -136,6 +136,8 @@ def test_an_existing_directory_is_only_replaced_when_asked(run: Path, tmp_path: 
     with pytest.raises(PretrainError, match="is not a release"):
         release.release(run, target, Options(overwrite=True))
     assert (target / "precious").read_text() == "mine"
+    with pytest.raises(PretrainError, match="is a file"):
+        release.release(run, target / "precious", Options(overwrite=True))
     (target / "recipe.yaml").write_text("")
     release.release(run, target, Options(overwrite=True))
     assert not (target / "precious").exists()
@@ -153,9 +155,19 @@ def test_outputs_can_be_checked_on_a_fasta(run: Path, tmp_path: Path) -> None:
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PretrainError, match="neither a run directory nor a checkpoint"):
         release.release(tmp_path, tmp_path / "out", Options())
+    with pytest.raises(PretrainError, match="nowhere does not exist"):
+        release.release(tmp_path / "nowhere", tmp_path / "out", Options())
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(PretrainError, match="has no checkpoint yet; the last lines in"):
+        release.release(tmp_path, tmp_path / "out", Options())
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(PretrainError, match="has no checkpoint yet"):
         release.release(tmp_path, tmp_path / "out", Options())
+    for name in ("recipe.yaml", "config.json"):
+        (tmp_path / "released").mkdir(exist_ok=True)
+        (tmp_path / "released" / name).write_text("")
+    with pytest.raises(PretrainError, match="is a release; give the run"):
+        release.release(tmp_path / "released", tmp_path / "out", Options())
 
 
 @pytest.mark.parametrize("source", ["run", "checkpoint", "directory", "original"])

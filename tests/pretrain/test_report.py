@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
+from pretrain import report
 from pretrain.errors import PretrainError
 from pretrain.report import summary, write_report
 from pretrain.report_pictures import draw_curves
@@ -116,6 +117,28 @@ def lines_at(run: Path, monkeypatch) -> set[float]:
 
 def test_a_run_without_a_step_has_no_report(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(PretrainError, match="holds no training step yet"):
+    with pytest.raises(PretrainError, match="has no training step yet"):
         write_report(tmp_path)
     assert summary(tmp_path) == "no validation yet"
+
+
+def test_what_is_no_run_is_told_apart(tmp_path) -> None:
+    file, folder, run = tmp_path / "file", tmp_path / "folder", tmp_path / "run"
+    file.write_text("")
+    folder.mkdir()
+    (run / "logs").mkdir(parents=True)
+    for path, says in (
+        (tmp_path / "nowhere", "does not exist; give a run directory"),
+        (file, "is a file; give a run directory"),
+        (folder, "is no run directory"),
+        (run, "has no training step yet; the last lines in"),
+    ):
+        with pytest.raises(PretrainError, match=says):
+            write_report(path)
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(report, "of_kind", lambda metrics, kind: [{"step": 1}])
+    with pytest.raises(PretrainError, match=r"cannot be written to .*; choose a directory with --to"):
+        write_report(tmp_path, tmp_path / "file")
