@@ -90,10 +90,15 @@ def _build(
 
     if not resolved.count:
         dropped = sum((Counter(found.tally.dropped) for found in tallies), Counter())
-        why = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.most_common())
+        examples = {reason: at for t in reversed(tallies) for reason, (_, at) in t.tally.first_dropped.items()}
+        why = "; ".join(
+            f"{n:,} {reason.replace('_', ' ')}" + (f", the first {examples[reason]}" if reason in examples else "")
+            for reason, n in dropped.most_common()
+        )
         raise DataError(
             f"{config.name}: no sequence is left after filtering (records dropped: {why or 'none'}); check the "
-            "channels, lengths, drop_datasets and the sources."
+            "channels, the sources and their `experiments` (which channel an experiment is of), lengths and "
+            "drop_datasets."
         )
     uses_mmseqs = config.clusters.method == "mmseqs"
     sequences = number_sequences(

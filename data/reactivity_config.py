@@ -19,7 +19,7 @@ from data import structured
 from data.config_checks import Checks
 from data.errors import DataError
 from data.formats import openvaccine, rdat, reactivity_table
-from data.prepare_config import ClusterConfig
+from data.prepare_config import FASTA_SUFFIXES, ClusterConfig
 from data.reactivity_filter import CLASSES
 from data.source_files import is_named, source_files
 
@@ -143,9 +143,15 @@ def files_of(source: ReactivitySource) -> list[Path]:
     found = source_files(source.name, source.path, SUFFIXES)
     for one in found:
         if not is_named(one, SUFFIXES):
+            known = ", ".join(SUFFIXES)
+            if is_named(one, FASTA_SUFFIXES):
+                raise DataError(
+                    f"source {source.name}: {one}: holds sequences (FASTA), a table of profiles is wanted: {known}; "
+                    "sequences alone are prepared by `launch/prepare.py --from`."
+                )
             raise DataError(
-                f"source {source.name}: {one}: the format is told by the suffix, one of {', '.join(SUFFIXES)}; "
-                "rename the file."
+                f"source {source.name}: {one}: the format is told by the suffix, one of {known}; rename the file, or "
+                "convert it."
             )
     return found
 

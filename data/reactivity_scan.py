@@ -266,7 +266,8 @@ class _SourceReader:
     def _drop(self, reason: str, path: Path, record: ProfileRecord, place: int) -> None:
         self.tally.dropped[reason] += 1
         if reason not in self.tally.first_dropped:
-            self.tally.first_dropped[reason] = (place, f"{path.name}, line {record.line} ({record.name})")
+            which = f", which has {record.experiment}" if reason == "other_experiment" else ""
+            self.tally.first_dropped[reason] = (place, f"{path.name}, line {record.line} ({record.name}){which}")
 
 
 def half(numbers: npt.NDArray[np.floating]) -> npt.NDArray[np.float16]:

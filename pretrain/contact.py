@@ -35,10 +35,9 @@ class LostContact(PretrainError):
 
 @contextlib.contextmanager
 def told_when_lost(world: World, timeout_minutes: float) -> Iterator[None]:
-    """Turn the failure of a collective into LostContact, one sentence that names the lost rank where that is known,
+    """Turn the failure of a collective into LostContact, and a lack of memory into a PretrainError.
 
-    and a lack of memory into a PretrainError that says what to lower.
-
+    One sentence names the lost rank where that is known, or says what to lower.
     That sentence, and those of a user's mistakes, also become the last line of this rank's log file.
     """
     try:

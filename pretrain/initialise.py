@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data import randomness
+from data.manifest import MANIFEST
 from models import MODELS
 from models.layouts import detect
 from models.layouts.channels import reordered
@@ -135,6 +136,8 @@ def stated_licence(path: Path) -> str | None:
 
 def locate(source: str) -> Path:
     """The local path of what `init_from` names: itself if it exists, else a snapshot of that hub repository."""
+    if (Path(source) / MANIFEST).is_file():
+        raise PretrainError(f"init_from={source} is a corpus, not weights; give a run, a release, a file or a hub id")
     return Path(source) if Path(source).exists() else _from_hub(source)
 
 

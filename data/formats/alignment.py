@@ -39,6 +39,7 @@ FORMATS = {
     "fasta": Format((".afa", ".afasta", ".fa", ".fasta", ".fas", ".fna", ".mfa"), False),
 }
 SUFFIXES = tuple(suffix for known in FORMATS.values() for suffix in known.suffixes)
+_RECOGNISED = max(len(HEADER), 16)  # bytes that tell a format
 _BLANKS = b" \t\v\f\r\n"
 
 
@@ -64,10 +65,16 @@ def recognise(path: Path) -> str:
     with contextlib.closing(read_pieces(path, 1 << 12)) as pieces:
         for piece in pieces:
             start = (start + piece).lstrip()
-            if len(start) >= len(HEADER):
+            if len(start) >= _RECOGNISED:
                 break
     if start.startswith(HEADER):
         return "stockholm"
+    foreign = next((name for name in ("CLUSTAL", "MUSCLE", "#NEXUS") if start.upper().startswith(name.encode())), None)
+    if foreign is not None:
+        raise DataError(
+            f"{path}: is a {foreign.strip('#')} file, which is not read; convert it, for instance with "
+            "`esl-reformat stockholm` or Biopython."
+        )
     name = path.name.removesuffix(".gz").lower()
     for kind, known in FORMATS.items():
         if name.endswith(known.suffixes) and kind != "stockholm":

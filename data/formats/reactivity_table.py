@@ -106,6 +106,11 @@ def table_columns(path: Path) -> TableColumns:
         raise DataError(f"{path}, line 1: the column {twice[0]!r} occurs twice; remove one.")
     found = next((name for name in _ID if name in names), None)
     if found is None:
+        other = next((sign for sign in ";\t|" if len(names) == 1 and sign in names[0]), None)
+        if other is not None:
+            raise DataError(
+                f"{path}, line 1: its columns seem to be separated by {other!r}, commas are wanted; save it as CSV."
+            )
         shown = ", ".join(names[:6])
         raise DataError(f"{path}, line 1: no column sequence_id or id; its first columns are {shown}.")
     values, errors = _numbered(path, names, _VALUE), _numbered(path, names, _ERROR)

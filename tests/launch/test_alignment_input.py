@@ -52,6 +52,9 @@ def prepare(source: Path, to: Path, *options: str) -> int:
         ("name.sto", HEAD + "a ACGU\nb\n//\n", r"line 4: expected a row name and its letters but found 'b'"),
         ("name.a3m", ">a\nACGU\n>b\n", r"row 2 \(b\) has 0 columns once insertions are removed"),
         ("empty.a3m", "", r"empty"),
+        ("clustal.aln", "CLUSTAL W (1.83)\n\na  ACGU\nb  ACG-\n", r"is a CLUSTAL file.*esl-reformat stockholm"),
+        ("clustal.sto", "CLUSTAL O(1.2.4)\n\na  ACGU\nb  ACG-\n", r"is a CLUSTAL file.*esl-reformat stockholm"),
+        ("nexus.nex", "#NEXUS\nbegin data;\n", r"is a NEXUS file"),
     ],
 )
 def test_no_alignment_is_one_sentence(

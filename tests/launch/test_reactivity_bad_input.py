@@ -75,11 +75,16 @@ def sources(folder: Path) -> dict[str, Callable[[], list[object]]]:
             without(text, "reactivity_0040")
         ),
         "no profile of DMS has a signal-to-noise": lambda: table(only_2a3),
-        "(records dropped: 30 unpaired)": lambda: [*table(only_2a3), "unpaired=drop"],
+        f"60 other experiment, the first t.csv, line 2 ({rows[0].id}), which has 1M7": lambda: table(
+            [replace(row, experiment="1M7") for row in rows]
+        ),
+        "its columns seem to be separated by ';'": lambda: written(text.replace(",", ";")),
+        "holds sequences (FASTA), a table of profiles is wanted": lambda: written(">a\nACGU\n", "t.fa"),
+        "(records dropped: 30 unpaired": lambda: [*table(only_2a3), "unpaired=drop"],
         "letters, but the table has only 40 reactivity columns": lambda: table([cut(row) for row in rows], width=40),
-        "(records dropped: 60 out of range)": lambda: table([infinite(row) for row in rows]),
+        "(records dropped: 60 out of range, the first ": lambda: table([infinite(row) for row in rows]),
         "row 1 has 3 values for 4 positions of SEQPOS": lambda: written(RDAT, "t.rdat"),
-        "(records dropped: 60 no sequence)": lambda: pseudo_labels("aaaaaaaaaaaa,ACGUACGU"),
+        "(records dropped: 60 no sequence, the first ": lambda: pseudo_labels("aaaaaaaaaaaa,ACGUACGU"),
         "(ids): the sequence of this id".replace("ids", rows[0].id): lambda: pseudo_labels(f"{rows[0].id},{'A' * 81}"),
     }
 

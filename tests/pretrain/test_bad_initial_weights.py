@@ -34,6 +34,10 @@ def test_initial_weights_of_a_run_without_checkpoint(new, tmp_path) -> None:
     require_no_run([*new, f"init_from={tmp_path / 'empty'}"], tmp_path, "empty")
 
 
+def test_a_corpus_in_place_of_initial_weights(new, synthetic_corpus, tmp_path) -> None:
+    require_no_run([*new, f"init_from={synthetic_corpus}"], tmp_path, f"init_from={synthetic_corpus} is a corpus")
+
+
 def test_initial_weights_with_a_flipped_byte(new, run, tmp_path) -> None:
     path = state_file(run, 6)
     flip(path, path.stat().st_size // 2)
