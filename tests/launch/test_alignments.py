@@ -159,6 +159,7 @@ prepare_alignments(config, progress)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_restarted(tmp_path: Path) -> None:
     source = write_stockholm(tmp_path / "a.sto", many_families(40))
     command = [sys.executable, "-c", SLOW_BUILD, str(source)]

@@ -170,6 +170,7 @@ def test_a_signal_while_a_file_is_written_loses_neither_checkpoint(command) -> N
         Checkpoint(path).verify()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(command) -> None:
     """The first checkpoint fits under the limit of a file's size, which then sinks."""
     arguments, run = command("full", "budget.steps=400", "checkpoint.every_steps=40")
