@@ -16,6 +16,7 @@ from data.errors import DataError
 from data.formats.alignment import SUFFIXES
 from data.formats.raw_alignment import RawAlignment, decoded
 from data.formats.text import read_lines
+from data.source_files import unzipped
 
 _LONGEST = 80  # characters: a name in a USTAR header has 100
 _OTHER = re.compile(r"[^A-Za-z0-9_+\-]")
@@ -27,7 +28,7 @@ def family_of(raw: RawAlignment) -> str:
     """The id. Raises DataError where it is too long to name a member of a shard."""
     name = raw.text("AC") or raw.text("ID")
     if not name:
-        stem = raw.path.name.removesuffix(".gz")
+        stem = unzipped(raw.path.name)
         suffix = next((suffix for suffix in SUFFIXES if stem.lower().endswith(suffix)), raw.path.suffix)
         name = stem[: len(stem) - len(suffix)] if suffix and len(stem) > len(suffix) else stem
         name += f"-{raw.number}" * (raw.number > 1)

@@ -18,6 +18,7 @@ import xxhash
 from data.errors import DataError
 from data.hash_order import HashOrder
 from data.row_spill import RowSpill
+from data.source_files import is_gzip
 
 _LINES = 1 << 18
 _TABLE = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("label", "<u8"), ("line", "<u8")])  # hash of a member's accession
@@ -86,7 +87,7 @@ def _table_rows(path: Path) -> Iterator[npt.NDArray[np.void]]:
 
 def _line_batches(path: Path) -> Iterator[list[bytes]]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with gzip.open(path) if is_gzip(path.name) else open(path, "rb") as file:
             while lines := file.readlines(_LINES * 32):
                 lines = [line for line in lines if line.strip()]
                 if lines:

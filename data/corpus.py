@@ -30,6 +30,7 @@ from data.publish import is_finished, mark_finished, partial_directory, publish,
 from data.records import Tally
 from data.regroup import clear, regroup
 from data.scan import Progress, SourceTally, scan
+from data.source_files import is_gzip
 
 _SCANNED = "scanned.json"  # present: the buckets are complete
 _REGROUPED = "regrouped.json"  # present: so are the buckets by cluster
@@ -115,7 +116,7 @@ def _scanned(
         shutil.rmtree(folder, ignore_errors=True)
     (partial / _REGROUPED).unlink(missing_ok=True)
     spill.mkdir()
-    size = sum(p.stat().st_size * (_GZIP_RATIO if p.suffix == ".gz" else 1) for paths in files for p in paths)
+    size = sum(p.stat().st_size * (_GZIP_RATIO if is_gzip(p.name) else 1) for paths in files for p in paths)
     count = buckets or bucket_count(size)
     tallies, writers = scan(config, files, spill, count, chunk_bytes, progress)
     _mark(partial / _SCANNED, {"buckets": count, "writers": writers, "sources": [t.as_json() for t in tallies]})

@@ -35,6 +35,15 @@ def is_named(path: Path, suffixes: Sequence[str]) -> bool:
     return path.name.lower().endswith(tuple(suffixes))
 
 
+def unzipped(name: str) -> str:
+    """The name of a file without the suffix of gzip, if it has it."""
+    return name[: -len(".gz")] if is_gzip(name) else name
+
+
+def is_gzip(name: str) -> bool:
+    return name.lower().endswith(".gz")
+
+
 def gzipped_too(*suffixes: str) -> tuple[str, ...]:
     return suffixes + tuple(suffix + ".gz" for suffix in suffixes)
 

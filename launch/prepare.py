@@ -31,6 +31,7 @@ if __name__ == "__main__":  # launch/ comes first on the path, where `pretrain` 
 from data.corpus import prepare
 from data.errors import DataError
 from data.prepare_config import PrepareConfig, load_prepare_config
+from data.source_files import unzipped
 from data.synthetic import SyntheticCorpus
 from data.synthetic_family import PRESETS
 from launch.alignments_command import alignments_command, synthetic_alignments
@@ -99,7 +100,7 @@ def _named(paths: Sequence[str]) -> list[dict[str, str]]:
     """One source per path, named after it; a name that occurs twice gets a number."""
     sources: list[dict[str, str]] = []
     for path in paths:
-        name = Path(path).name.removesuffix(".gz").rpartition(".")[0] or Path(path).name
+        name = unzipped(Path(path).name).rpartition(".")[0] or Path(path).name
         taken = {source["name"] for source in sources}
         sources.append({"name": name if name not in taken else f"{name}-{len(sources) + 1}", "path": path})
     return sources

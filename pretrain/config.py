@@ -66,8 +66,8 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # decay of both moments
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # decoupled from the gradient
-    # matrices: parameters of two or more dimensions; all_but_norms: biases too, but neither norms nor what a model has
-    # no use for; all: every parameter
+    # matrices: parameters of two or more dimensions; all_but_norms: everything else too, but norms and what no output
+    # depends on (RNA-MSM's row embedding); all: every parameter
     decayed: str = "matrices"
     lookahead_steps: int = 6  # of Ranger: how often fast and slow weights meet
     lookahead_share: float = 0.5  # of Ranger: how far the slow weights then go towards the fast ones

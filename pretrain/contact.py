@@ -72,8 +72,9 @@ def no_memory(world: World, said: str) -> str:
     asked = re.search(r"tried to allocate [\d.]+ \w+", said, re.I)
     return (
         f"rank {world.rank} has no memory left on {world.device}" + (f" ({asked[0].lower()})" if asked else "") + "; "
-        "lower batch.tokens_per_micro_batch, which changes no sample and no mask, or set model.checkpointing=true or a "
-        "higher deepspeed.zero_stage, and start the same command again (launch/plan.py says what fits)"
+        "set model.checkpointing=true or a higher deepspeed.zero_stage, or lower batch.tokens_per_micro_batch, which "
+        "changes no sample and no mask (an alignment is always alone in a micro-batch: there objective.max_tokens, "
+        "which changes samples); launch/plan.py says what fits. The run then goes on from its last checkpoint"
     )
 
 

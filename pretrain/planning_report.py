@@ -135,6 +135,9 @@ def assumptions(found: Plan) -> list[str]:
         f"Of {own.gpu.memory_gib:g} GiB, {CONTEXT / 2**30:.1f} GiB go to CUDA and NCCL and {FRAGMENTED:.0%} to "
         "fragmentation; activations are those of the eager model with a fused attention kernel."
     )
-    lines.append("A validation is a forward pass of its samples, taken to be as large as those of training.")
+    lines.append(
+        "A validation is a forward pass of its samples, taken to be as large as those of training; of "
+        "profiles two, where training flips them."
+    )
     lines.append("The time of reading data at the start and of waiting for a queue is not counted.")
     return lines

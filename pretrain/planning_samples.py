@@ -61,6 +61,11 @@ class Samples:
         return bool(getattr(objective_class, "padded", False))
 
     @property
+    def validation_passes(self) -> int:
+        """How often the model sees a sample in a validation: read backwards too where training flips."""
+        return 2 if getattr(self.settings.objective, "flip", 0) else 1
+
+    @property
     def sequences(self) -> int:
         return int(self.settings.batch.sequences)
 
@@ -127,7 +132,7 @@ def _from_corpora(name: str, settings: Recipe, seed: int, objective: Any) -> Sam
             shapes[:, 1] = mixture.lengths[ids]
         drawn.append(Drawn(costs, shapes))
     epochs_by_corpus = mixture.epochs_by_corpus(steps)
-    held_out = _held_out(settings, [corpus.manifest for corpus in corpora.values()])
+    held_out = held_out_samples(settings, [corpus.manifest for corpus in corpora.values()])
     for corpus in corpora.values():
         corpus.close()
     return Samples(
@@ -135,18 +140,19 @@ def _from_corpora(name: str, settings: Recipe, seed: int, objective: Any) -> Sam
     )
 
 
-def _held_out(settings: Recipe, manifests: list[dict[str, Any]]) -> int:
+def held_out_samples(settings: Recipe, manifests: list[dict[str, Any]]) -> int:
     """Samples of a validation: at most `validation.sequences` of each corpus, or of `data.validation` alone."""
     most, alone = settings.validation.sequences, settings.data.validation
     if alone is not None:
         manifests = [read_manifest(Path(alone))] if _is_there(alone) else []
     if not manifests:
         return most
-    splits = [manifest["splits"]["validation"] for manifest in manifests]
-    # Of a cluster one sequence.
-    counts = [
-        next(split[what] for what in ("clusters", "sequences", "alignments") if what in split) for split in splits
-    ]
+    counts = []
+    for manifest in manifests:
+        # Of a cluster one sequence; but every profile.
+        units = ("sequences",) if manifest.get("kind") == "reactivity" else ("clusters", "sequences", "alignments")
+        split = manifest["splits"]["validation"]
+        counts.append(next(split[unit] for unit in units if unit in split))
     return sum(min(most, count) for count in counts)
 
 

@@ -51,8 +51,8 @@ def step_time(samples: Samples, model: ModelCost, ranks: int, rate: float, netwo
 
 
 def validation_seconds(samples: Samples, flops: float, ranks: int, rate: float) -> float:
-    """Of one validation: a forward pass of its samples, taken to be as large as those of training, shared evenly.
+    """Of one validation: forward passes over its samples, taken to be as large as those of training, shared evenly.
 
     flops: of a step of training, all ranks together; a third of them are the forward pass.
     """
-    return samples.held_out / samples.sequences * flops / 3 / (ranks * rate)
+    return samples.validation_passes * samples.held_out / samples.sequences * flops / 3 / (ranks * rate)

@@ -20,6 +20,7 @@ from data.formats.fasta import read_fasta
 from data.formats.raw_alignment import RawAlignment
 from data.formats.stockholm import HEADER, read_stockholm
 from data.formats.text import read_pieces
+from data.source_files import unzipped
 
 OnRaw = Callable[[bytes], object]
 
@@ -75,7 +76,7 @@ def recognise(path: Path) -> str:
             f"{path}: is a {foreign.strip('#')} file, which is not read; convert it, for instance with "
             "`esl-reformat stockholm` or Biopython."
         )
-    name = path.name.removesuffix(".gz").lower()
+    name = unzipped(path.name).lower()
     for kind, known in FORMATS.items():
         if name.endswith(known.suffixes) and kind != "stockholm":
             return kind

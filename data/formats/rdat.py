@@ -23,8 +23,10 @@ import numpy.typing as npt
 from data.errors import DataError
 from data.formats.text import read_lines
 from data.profiles import F32, ProfileRecord
+from data.source_files import unzipped
 
 SUFFIXES = (".rdat", ".rdat.gz")
+_RDAT = re.compile(r"\.rdat$", re.IGNORECASE)
 _KEY = re.compile(r"([A-Za-z_.]+)(?::\s*(\d+))?\s*:?(?=\s|$)\s*(.*)", re.DOTALL)
 _POSITION = re.compile(r"[A-Za-z]?(-?\d+)")
 _VALUES = ("REACTIVITY", "AREA_PEAK", "DATA")
@@ -122,7 +124,7 @@ def _profile(path: Path, construct: _Construct, index: int, row: _Row, record: i
     found = ProfileRecord(
         record=record,
         line=row.line,
-        name=f"{path.name.removesuffix('.gz').removesuffix('.rdat')}-{construct.name or 'rdat'}-{index}",
+        name=f"{_RDAT.sub('', unzipped(path.name))}-{construct.name or 'rdat'}-{index}",
         letters=letters.encode("ascii", "replace"),
         experiment=_last(row.annotations, "modifier") or _last(construct.annotations, "modifier"),
         signal_to_noise=_ratio(_last(row.annotations, "signal_to_noise")),

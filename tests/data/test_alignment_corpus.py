@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -359,6 +360,13 @@ def test_config_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no file named \*\.sto\[\.gz\][^(]*; download the files"):
         prepare_alignments(config(tmp_path / "c", tmp_path / "empty"))
+
+
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "X.A3M.GZ").write_bytes(gzip.compress(b">q\nACGU\n>r\nACgGU\n"))
+    prepare_alignments(config(tmp_path / "c", tmp_path / "in", validation_fraction=0))
+    assert AlignmentCorpus.open(tmp_path / "c").accessions([0]) == ["X"]
 
 
 def test_a_folder_of_folders_is_told_the_pattern_that_descends(tmp_path: Path) -> None:

@@ -128,3 +128,4 @@ def test_a_lack_of_memory_says_what_to_lower(error, ranks) -> None:
     assert not isinstance(raised.value, LostContact)
     assert "rank 0 has no memory left on cpu (tried to allocate " in str(raised.value)
     assert "lower batch.tokens_per_micro_batch" in str(raised.value)
+    assert "objective.max_tokens, which changes samples" in str(raised.value)

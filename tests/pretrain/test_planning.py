@@ -18,7 +18,7 @@ from pretrain.errors import PretrainError
 from pretrain.planning_memory import CONTEXT, States, checkpoint_bytes, states, usable
 from pretrain.planning_model import ModelCost
 from pretrain.planning_network import Network, step_seconds, traffic
-from pretrain.planning_samples import Assumed, stages_of
+from pretrain.planning_samples import Assumed, held_out_samples, stages_of
 from pretrain.stages import Stage
 from tests import ranks
 
@@ -270,6 +270,24 @@ def test_lengths_come_from_the_corpus(synthetic_corpus):
     assert fewer.held_out == Corpus.open(synthetic_corpus, "validation").count
     again = stages_of(settings, Assumed())[0]
     assert all((a.costs == b.costs).all() for a, b in zip(samples.drawn, again.drawn, strict=True))
+
+
+def test_held_out_samples_are_clusters_of_sequences_but_every_profile():
+    """As `HeldOut` and `ProfileValidation` choose them."""
+    counts = {"sequences": 4000, "clusters": 900}
+    settings = load("rinalmo", "validation.sequences=4096")
+    assert held_out_samples(settings, [{"splits": {"validation": counts}}]) == 900
+    assert held_out_samples(settings, [{"kind": "reactivity", "splits": {"validation": counts}}]) == 4000
+    assert held_out_samples(settings, [{"kind": "alignments", "splits": {"validation": {"alignments": 61}}}]) == 61
+    assert held_out_samples(settings, [{"splits": {"validation": {"sequences": 9000}}}] * 2) == 2 * 4096
+
+
+def test_a_validation_of_profiles_reads_both_directions_where_training_flips():
+    seconds = []
+    for flip in (0.5, 0.0):
+        stages = planning.plan(load("ribonanzanet", f"objective.flip={flip}"), 1, assumptions()).stages
+        seconds.append(stages[0].validation_seconds)
+    assert seconds[0] == 2 * seconds[1] > 0
 
 
 def test_stages_and_mixtures(synthetic_corpus):
