@@ -66,6 +66,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")
 def test_killing_prepare_ends_its_processes(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "x.fa", random_sequences(20_000, shortest=16))

@@ -16,6 +16,7 @@ from tests.ranks import last, losses, pretrain, pretrain_well, refused, same_bit
 FAULTS = Path(faults.__file__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_full_disk_leaves_the_previous_checkpoint_usable(again, run, trained, ranks) -> None:
     before = content(run / "checkpoints")
@@ -78,6 +79,7 @@ def test_a_run_is_continued_on_another_corpus_when_that_is_asked_for(again, run,
     assert last(run).progress.fingerprint == Corpus.open(other_corpus).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [MANIFEST, "recipe.yaml", "*.safetensors"])
 def test_a_named_checkpoint_with_a_missing_file(new, run, missing) -> None:
     (path,) = step_path(run, 6).glob(missing)
@@ -89,6 +91,7 @@ def test_a_named_checkpoint_that_does_not_exist(new, run) -> None:
     require_refused([*new, f"run.resume={run / 'checkpoints' / 'step-7'}"], "step-7")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [MANIFEST, "recipe.yaml", "*.safetensors"])
 def test_the_newest_checkpoint_is_passed_over_when_a_file_is_missing(again, run, trained, missing) -> None:
     (path,) = step_path(run, 6).glob(missing)
@@ -114,6 +117,7 @@ def test_when_every_checkpoint_lacks_a_file_nothing_starts_from_zero(again, run)
     assert len(steps_on_disk(run / "checkpoints")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["header", "weights", "recipe.yaml", MANIFEST])
 def test_a_flipped_byte_in_a_named_checkpoint(again, run, where) -> None:
     path = step_path(run, 6) / where if where in ("recipe.yaml", MANIFEST) else state_file(run, 6)
@@ -123,6 +127,7 @@ def test_a_flipped_byte_in_a_named_checkpoint(again, run, where) -> None:
     assert content(run / "checkpoints") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "empty", "another kind", "another format", "a key less"])
 def test_a_damaged_manifest_of_a_checkpoint(new, run, damage) -> None:
     path = step_path(run, 6) / MANIFEST

@@ -93,6 +93,7 @@ def corpus_copy(synthetic_corpus: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(synthetic_corpus, tmp_path / "corpus"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_flipped_byte_in_a_shard_ends_the_training_that_meets_it(corpus_copy, tmp_path, new, ranks) -> None:
     opened = Corpus.open(corpus_copy)
@@ -120,6 +121,7 @@ def test_a_flipped_byte_in_a_validation_shard(corpus_copy, new, baselines) -> No
     require_refused([*new, *settings, "validation.every_steps=2"], str(shard), ranks=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_directory_that_cannot_be_made(new, tmp_path, ranks) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -127,6 +129,7 @@ def test_a_run_directory_that_cannot_be_made(new, tmp_path, ranks) -> None:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["logs/rank-00001.log", "recipe.yaml.tmp", "checkpoints"])
 def test_a_run_directory_that_cannot_be_written(new, tmp_path, place) -> None:
     if place == "checkpoints":

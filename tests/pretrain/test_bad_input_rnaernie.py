@@ -42,6 +42,7 @@ def refusal(recipe_file: Path, tmp_path: Path) -> Callable[..., str]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -64,6 +65,7 @@ def test_motif_files(refusal, tmp_path, name, content, said, key) -> None:
     assert said in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -136,6 +136,7 @@ def test_the_channels_of_stages_decide(train: Callable[..., Path], folder: Path)
     assert all(torch.equal(model.state_dict()[key], trained[key].flip(0)) for key in HEAD)
 
 
+@pytest.mark.slow
 def test_continued_training_starts_alike_in_either_order(train: Callable[..., Path], folder: Path) -> None:
     """The same weights, judged on the same values in two orders of channels before the first step."""
     run = train("published")
@@ -176,6 +177,7 @@ def test_other_channels_are_released_in_our_own_layout(
     assert torch.equal(model.state_dict()["head.bias"], trained["head.bias"].flip(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["run", "release", "file"])
 def test_channels_that_the_weights_do_not_have_are_refused(
     train: Callable[..., Path], folder: Path, tmp_path: Path, form: str

@@ -132,6 +132,7 @@ def each_run(test):
     return pytest.mark.parametrize(("ranks", "stage", "precision"), [*RUNS, *slow])(test)
 
 
+@pytest.mark.slow
 @each_run
 def test_the_format_is_plain_json_and_safetensors(trained, ranks, stage, precision) -> None:
     """Read without our code: every place of every tensor stands in the files exactly once."""

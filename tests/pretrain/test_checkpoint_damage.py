@@ -209,6 +209,7 @@ def test_a_run_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(trai
     assert (run / "checkpoints" / f"step-00000006{DAMAGED}").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_without_a_good_checkpoint_is_refused(trained, tmp_path, ranks) -> None:
     arguments, whole = trained(ranks)
@@ -220,6 +221,7 @@ def test_a_run_without_a_good_checkpoint_is_refused(trained, tmp_path, ranks) ->
     assert "complete and undamaged" in told
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_only_one_rank_finds_damaged_is_passed_over_by_both(trained, tmp_path) -> None:
     """The second rank cannot read its share, as on a node with a bad disk."""
     arguments, whole = trained(2)

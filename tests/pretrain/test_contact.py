@@ -92,6 +92,7 @@ def test_a_rank_whose_others_never_come_ends_with_a_sentence(synthetic_corpus, t
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_by_the_others_and_the_run_continues(synthetic_corpus, tmp_path) -> None:
     arguments = [*QUICK, f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "run.name=run"]
     arguments += ["checkpoint.every_steps=2", "compute.timeout_minutes=2"]

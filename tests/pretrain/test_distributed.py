@@ -49,6 +49,7 @@ def test_a_rank_takes_a_gpu_that_it_sees_and_so_does_deepspeed(local_rank, gpus,
     assert (world.device, world.local_rank) == (torch.device("cuda", taken), local_rank)
 
 
+@pytest.mark.slow
 def test_groups_that_deepspeed_makes_wait_as_long_as_all_ranks_together() -> None:
     done = subprocess.run([sys.executable, "-c", GROUPS], cwd=ROOT, text=True, capture_output=True)
     assert done.stdout.split() == ["180.0", "180.0"], done.stderr

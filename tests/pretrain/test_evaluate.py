@@ -124,6 +124,7 @@ def test_pseudo_labels_are_the_weighted_mean_of_both_directions(runs: Path, corp
     assert told["filter"] == chosen.key
 
 
+@pytest.mark.slow
 def test_sequences_longer_than_the_budget_and_a_kill(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

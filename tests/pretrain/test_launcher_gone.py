@@ -52,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ABOVE)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_it_is_missed_whenever_it_went(folder: Path, how: str, moment: str) -> None:

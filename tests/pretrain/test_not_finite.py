@@ -24,6 +24,7 @@ def saved(tmp_path: Path, step: int) -> Checkpoint:
     return Checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_with_a_loss_of_one_rank_that_is_not_finite_is_skipped_on_all(arguments, tmp_path, stage) -> None:
     results = pretrain(["nan_loss=1:3:4", "--", *arguments, f"deepspeed.zero_stage={stage}"], 2, script=FAULTS)

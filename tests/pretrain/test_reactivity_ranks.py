@@ -109,6 +109,7 @@ def test_a_step_without_any_target_changes_nothing_but_time(corpus: Path, direct
     assert trained(corpus, directory, "nothing", *settings, ranks=2) == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_padding_is_small_on_mixed_lengths(corpus: Path, directory: Path) -> None:
     settings = ["batch.sequences=60", "batch.tokens_per_micro_batch=3000", "budget.steps=1"]
     trained(corpus, directory, "mixed", *settings)
@@ -116,6 +117,7 @@ def test_padding_is_small_on_mixed_lengths(corpus: Path, directory: Path) -> Non
     assert 0 < record["padding"] < 0.1  # lengths of 30 to 90 at random would waste a third
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -94,6 +94,7 @@ def released(trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     return publish
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_release_has_every_layout_that_can_express_the_model(released, case) -> None:
     _, layouts = released(case)
@@ -195,6 +196,7 @@ def test_a_full_release_with_the_types_in_another_order_is_not_published(trained
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "layout"), PAIRS)
 def test_training_starts_from_every_layout(train, trained, released, tmp_path, case, layout) -> None:
     path = released(case)[1][layout]

@@ -75,6 +75,7 @@ def run_with(tmp_path: Path, train: dict, validation: list[dict], references: li
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_report_of_every_kind_of_run(tmp_path, kind, monkeypatch) -> None:
     train, validation, references, told, panels = RUNS[kind]

@@ -217,6 +217,7 @@ def test_another_optimizer_is_refused(command) -> None:
     assert "holds the state of the optimizer adamw" in refused(pretrain([*arguments, "optimizer.name=ranger"]))
 
 
+@pytest.mark.slow
 def test_a_run_continues_from_the_checkpoint_that_is_named(command) -> None:
     arguments, run = command("source", "budget.steps=8", "checkpoint.keep=9")
     pretrain_well(arguments)

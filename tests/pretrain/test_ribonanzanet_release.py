@@ -60,6 +60,7 @@ def test_every_layout_starts_the_next_run_from_the_same_weights(
         assert torch.equal(state["decoder.weight"], fresh["head.weight"])
 
 
+@pytest.mark.slow
 def test_weights_of_another_size_are_refused_in_one_sentence(train: Callable[..., Path], tmp_path: Path) -> None:
     run = train("small")
     settings = [

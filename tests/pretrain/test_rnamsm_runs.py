@@ -250,6 +250,7 @@ def weights(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_figures_of_the_run(corpus, weights):
     """Of the run and of its release, by the command: loss, accuracy, contacts, and the trivial models."""
     (expected,), (references,) = (records(weights / "run", kind) for kind in ("validation", "references"))

@@ -52,6 +52,7 @@ def files(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in run.rglob("*") if path.relative_to(run).parts[0] not in changing}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_start_is_refused_and_the_first_goes_on(synthetic_corpus: Path, tmp_path: Path, ranks: int) -> None:
     own = with_dropout(synthetic_corpus, tmp_path, steps=40)
@@ -78,6 +79,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(synthetic_corpus: Path,
     assert (run / NAME).read_text() == "", "it says that nobody holds it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_can_be_started_again_at_once(synthetic_corpus: Path, tmp_path: Path, ranks: int) -> None:
     own = with_dropout(synthetic_corpus, tmp_path, steps=6)
@@ -104,6 +106,7 @@ def test_a_start_waits_for_the_end_of_the_one_before(synthetic_corpus: Path, tmp
     assert steps == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_what_only_reads_a_run_does_not_ask_for_the_lock(synthetic_corpus: Path, tmp_path: Path) -> None:
     first = running(with_dropout(synthetic_corpus, tmp_path, steps=40), tmp_path, ranks=1)
     assert len(write_report(tmp_path / "run", tmp_path / "report")) == 3

@@ -33,6 +33,7 @@ def saved(run: Path) -> list[int]:
     return sorted(step for step, _ in steps_on_disk(run / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_checkpoint_every_steps_keep_and_permanent(train) -> None:
     assert saved(train(name="end")) == [8]
     assert saved(train("checkpoint.every_steps=3", name="every")) == [3, 6, 8]
@@ -40,6 +41,7 @@ def test_checkpoint_every_steps_keep_and_permanent(train) -> None:
     assert saved(train(*settings, name="kept")) == [3, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_checkpoint_every_minutes(synthetic_corpus, tmp_path) -> None:
     settings = [f"data.corpus={synthetic_corpus}", f"run.directory={tmp_path}", "run.name=run", "budget.steps=12"]
     command = ["slow_steps=0.1", "--", *QUICK, *settings, "checkpoint.every_minutes=0.005", "checkpoint.keep=99"]
@@ -144,6 +146,7 @@ def test_tracking_tensorboard_is_written_where_it_is_wanted(train) -> None:
     assert list((train("tracking.tensorboard=true", name="with") / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_validation_every_steps_sequences_and_baselines(train) -> None:
     assert records(train(name="without"), "validation") == []
     run = train("validation.every_steps=3", "validation.sequences=16", name="with")
@@ -155,6 +158,7 @@ def test_validation_every_steps_sequences_and_baselines(train) -> None:
     assert losses(run) == losses(end), "validation must not touch training"
 
 
+@pytest.mark.slow
 def test_validation_is_the_same_on_any_number_of_ranks(train) -> None:
     settings = ["validation.every_steps=0", "validation.sequences=40"]
     one, two = (records(train(*settings, ranks=n, name=f"{n}"), "validation")[0] for n in (1, 2))

@@ -132,6 +132,7 @@ def test_training_goes_on_meanwhile_and_checkpoints_are_the_same(command, stage)
     assert any(kind == WEIGHT for kind, _ in last(run).contents())
 
 
+@pytest.mark.slow
 def test_a_second_save_waits_for_the_first(command) -> None:
     arguments, run = command("slow", "budget.steps=12")
     results = pretrain(["slow_save=0.3", "--", *arguments], ranks=2, script=FAULTS)

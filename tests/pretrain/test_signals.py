@@ -95,6 +95,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_and_loses_nothing(base, whol
     require_saved_and_continue(finish(ranks), arguments, run, whole(2), 2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_second_one_interrupts_at_once(base) -> None:
     arguments, run = [*base[0], "run.name=impatient"], base[1] / "impatient"
     (rank,) = slowed(arguments, 1, seconds=4.0)  # both signals must come within one step
@@ -131,6 +132,7 @@ def test_a_second_ctrl_c_that_comes_in_a_destructor_interrupts_after_the_step(mo
             signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_is_kept(base, whole) -> None:
     arguments, run = [*base[0], "run.name=early"], base[1] / "early"
     (rank,) = start(arguments)

@@ -87,6 +87,7 @@ def test_a_spike_is_rolled_back_and_left_out(arguments: list[str], tmp_path: Pat
     assert last(run).progress.optimizer_steps == 31
 
 
+@pytest.mark.slow
 def test_a_run_that_spikes_again_and_again_is_given_up(arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -81,6 +81,7 @@ def require_equal(run: Path, reference: Path) -> None:
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("ranks", "stage"), QUICKLY)
 def test_ranks_and_zero_stages_give_one_loss_curve(train, model, ranks, stage) -> None:
