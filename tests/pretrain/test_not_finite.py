@@ -42,9 +42,8 @@ def test_a_step_with_a_loss_of_one_rank_that_is_not_finite_is_skipped_on_all(arg
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
-        (0, "fp32"),
         (2, "bf16"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, "fp32"), (3, "bf16")]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, "fp32"), (2, "fp32"), (3, "bf16")]),
         *(
             pytest.param(*case, marks=pytest.mark.soak)
             for case in [(1, "fp32"), (3, "fp32"), (1, "bf16"), (0, "bf16_autocast")]

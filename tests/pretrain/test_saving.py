@@ -108,7 +108,8 @@ def command(synthetic_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return make
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_training_goes_on_meanwhile_and_checkpoints_are_the_same(command, stage) -> None:
     """A file takes longer than several steps; every checkpoint has the bits that one written at once has."""
     keys = ["budget.steps=20", f"deepspeed.zero_stage={stage}", "checkpoint.every_steps=10"]
