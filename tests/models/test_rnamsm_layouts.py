@@ -15,6 +15,7 @@ from models.errors import ModelError
 from models.layouts import rnamsm as layout
 from models.layouts.detect import LAYOUTS, read_checkpoint
 from models.layouts.releasing import WriteOptions
+from models.layouts.rnamsm_rows import never_trained
 from models.rnamsm import ANSWERS, NEVER, RNAMSM, RNAMSMConfig
 from tests.models.conftest import telling_weights
 
@@ -130,7 +131,7 @@ def test_filled_rows_are_told(kind):
     assert tell(state, options) == FILLED[kind]
     filled = layout.released(state)["embed.weight"]
     differ = {layout.TOKENS[i] for i in range(28) if not torch.equal(filled[i], state["embed.weight"][i])}
-    assert differ == set(layout.never_trained(state))
+    assert differ == set(never_trained(state))
     older = tell(state, WriteOptions("x", vocabulary=26))
     assert ("|" in older, "?" in older) == (False, False)
     theirs = layout.from_original(original_state(), 3)[1]  # N, <eos> and <unk> were trained
