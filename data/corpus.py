@@ -83,9 +83,7 @@ def prepare(
 
 def _require_records(config: PrepareConfig, tallies: list[SourceTally]) -> None:
     """Raises DataError where every record was dropped, with the reasons and the first record of each."""
-    total = Tally()
-    for source in tallies:
-        total.add(source.tally)
+    total = Tally.sum(source.tally for source in tallies)
     if total.records > sum(total.dropped.values()):
         return
     reasons = (

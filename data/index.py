@@ -20,11 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data import mapped_file
 from data.duplicates import DuplicateTable, Record
 from data.errors import DataError
 from data.manifest import CLUSTERS, INDEX, LENGTHS, SPLITS, file_sha256, fingerprint, read_manifest
-from data.mapped_file import MappedFile
+from data.mapped_file import MappedFile, map_file
 from data.shards import BLOCK
 
 Ids = npt.NDArray[np.integer] | list[int]
@@ -213,7 +212,7 @@ class Corpus:
                 self._bytes[shard] = self._words[shard] = self._files[shard] = None
 
     def _map(self, shard: int, path: Path) -> None:
-        mapped = mapped_file.mapped(path)
+        mapped = map_file(path)
         self._bytes[shard] = np.frombuffer(mapped, dtype=np.uint8)
         self._words[shard] = memoryview(mapped).cast("I")
         self._files[shard] = MappedFile(path, mapped)

@@ -16,7 +16,7 @@ from pathlib import Path
 from data.errors import DataError
 
 
-def mapped(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
     """The whole file, to be read. Raises DataError if it cannot be mapped."""
     try:
         with open(path, "rb") as file:

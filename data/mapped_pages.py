@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data import mapped_file
 from data.alignment_shards import PAGE, page_count
 from data.errors import DataError
-from data.mapped_file import MappedFile
+from data.mapped_file import MappedFile, map_file
 
 _DENSE = 4  # where a quarter of a stretch of pages is wanted, the whole stretch is fetched ahead
 _AGAIN = "copy the corpus again or prepare it again"
@@ -129,7 +128,7 @@ class MappedPages:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(stop, len(mapped)) - start)
 
     def _map(self, shard: int, path: Path) -> None:
-        mapped = mapped_file.mapped(path)
+        mapped = map_file(path)
         if len(mapped) != self._sizes[shard]:
             raise DataError(f"{path}: has {len(mapped)} bytes, the manifest says {self._sizes[shard]}; {_AGAIN}.")
         if hasattr(mapped, "madvise"):

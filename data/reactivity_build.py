@@ -15,7 +15,6 @@ of one bucket, and some 60 bytes per sequence.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from data.reactivity_config import ReactivityConfig, check, files_of, identity_k
 from data.reactivity_resolve import resolve
 from data.reactivity_scan import ROW, scan
 from data.reactivity_split import choose
+from data.records import Tally
 from data.scan import Progress
 
 _RATIO = 4  # text of a compressed table, to size buckets; a wrong guess costs memory, not correctness
@@ -89,11 +89,10 @@ def _build(
     shutil.rmtree(spill)
 
     if not resolved.count:
-        dropped = sum((Counter(found.tally.dropped) for found in tallies), Counter())
-        examples = {reason: at for t in reversed(tallies) for reason, (_, at) in t.tally.first_dropped.items()}
+        total = Tally.sum(found.tally for found in tallies)
+        examples = {reason: f", the first {where}" for reason, (_, where) in total.first_dropped.items()}
         why = "; ".join(
-            f"{n:,} {reason.replace('_', ' ')}" + (f", the first {examples[reason]}" if reason in examples else "")
-            for reason, n in dropped.most_common()
+            f"{n:,} {reason.replace('_', ' ')}{examples.get(reason, '')}" for reason, n in total.dropped.most_common()
         )
         raise DataError(
             f"{config.name}: no sequence is left after filtering (records dropped: {why or 'none'}); check the "

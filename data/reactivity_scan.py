@@ -25,6 +25,7 @@ from data.reactivity_config import ReactivityConfig, ReactivitySource
 from data.records import LONGEST, Tally, digests
 from data.scan import Progress, SourceTally
 from data.sequence_lookup import SequenceLookup
+from data.source_files import is_named
 
 ROW = np.dtype(
     [
@@ -66,10 +67,9 @@ _NAME_BYTES = 255
 
 def read_records(path: Path) -> Iterator[ProfileRecord]:
     """The records of a file of any known format, told by its suffix."""
-    name = path.name.lower()
-    if name.endswith(reactivity_table.SUFFIXES):
+    if is_named(path, reactivity_table.SUFFIXES):
         return reactivity_table.read_table(path)
-    return rdat.read_rdat(path) if name.endswith(rdat.SUFFIXES) else openvaccine.read_openvaccine(path)
+    return rdat.read_rdat(path) if is_named(path, rdat.SUFFIXES) else openvaccine.read_openvaccine(path)
 
 
 def scan(
@@ -130,13 +130,13 @@ class _SourceReader:
                 return
             places = range(number * _BATCH, number * _BATCH + len(batch))
             rows = self._rows(path, file, places, batch)
-            if number == 0:
+            if number == 0:  # not before: a table without sequences too is told that first
                 self._require_ratios(path)
             yield rows
 
     def _require_ratios(self, path: Path) -> None:
         """Without signal-to-noise every profile would be noisy, and no value of it be trained on."""
-        if self.source.signal_to_noise is not None or not path.name.lower().endswith(reactivity_table.SUFFIXES):
+        if self.source.signal_to_noise is not None or not is_named(path, reactivity_table.SUFFIXES):
             return
         columns = reactivity_table.table_columns(path)
         if columns.values and columns.signal_to_noise is None:

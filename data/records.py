@@ -7,6 +7,7 @@ anywhere in the corpus, and are found when a bucket is read back.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,13 @@ class Tally:
         for reason, first in other.first_dropped.items():
             if reason not in self.first_dropped or first[0] < self.first_dropped[reason][0]:
                 self.first_dropped[reason] = first
+
+    @classmethod
+    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+        total = cls()
+        for tally in tallies:
+            total.add(tally)
+        return total
 
     def as_json(self) -> dict[str, Any]:
         return {**self.__dict__, "dropped": dict(self.dropped), "changed": dict(self.changed)}

@@ -25,7 +25,7 @@ from pretrain.config import Recipe
 from pretrain.errors import PretrainError
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.reactivity import cost as reactivity_cost
-from pretrain.opening import Place, sources_of
+from pretrain.opening import VALIDATIONS, Place, sources_of
 
 I64 = npt.NDArray[np.int64]
 DRAWN_STEPS = 8
@@ -62,8 +62,8 @@ class Samples:
 
     @property
     def validation_passes(self) -> int:
-        """How often the model sees a sample in a validation: read backwards too where training flips."""
-        return 2 if getattr(self.settings.objective, "flip", 0) else 1
+        """How often the model sees each sample of a validation."""
+        return VALIDATIONS[self.kind].passes(self.settings.objective)
 
     @property
     def sequences(self) -> int:
@@ -147,13 +147,11 @@ def held_out_samples(settings: Recipe, manifests: list[dict[str, Any]]) -> int:
         manifests = [read_manifest(Path(alone))] if _is_there(alone) else []
     if not manifests:
         return most
-    counts = []
+    total = 0
     for manifest in manifests:
-        # Of a cluster one sequence; but every profile.
-        units = ("sequences",) if manifest.get("kind") == "reactivity" else ("clusters", "sequences", "alignments")
-        split = manifest["splits"]["validation"]
-        counts.append(next(split[unit] for unit in units if unit in split))
-    return sum(min(most, count) for count in counts)
+        split, validation = manifest["splits"]["validation"], VALIDATIONS[manifest.get("kind", "sequences")]
+        total += min(most, next(split[unit] for unit in validation.UNITS if unit in split))
+    return total
 
 
 def _from_recipe(name: str, settings: Recipe, objective_class: Any, assumed: Assumed, why: str) -> Samples:

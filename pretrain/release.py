@@ -196,14 +196,12 @@ def _write_and_check(
     if read_name != name:
         raise PretrainError(f"the release was not published: {path} reads back as a {read_name} model")
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
-    mode, read_mode = (getattr(one, "mask_mode", None) for one in (config, read_config))
-    if mode != read_mode:  # RibonanzaNet's treatments of padding agree where there is none
-        text = (
-            "the %s layout cannot say mask_mode %s: its outputs are the trained model's for sequences without padding"
-        )
-        log.warning(text, layout, mode)
+    padded = writer.says_padding(config)
+    if not padded:
+        text = "the %s layout cannot say how padding is treated: its outputs are the trained model's without padding"
+        log.warning(text, layout)
     models = (model_of(name, config, rounded), model_of(name, read_config, read_state))
-    before, after = (outputs_of(model, settings, samples, padded=mode == read_mode) for model in models)
+    before, after = (outputs_of(model, settings, samples, padded=padded) for model in models)
     named = channels_of(path, name, read_config) if channels else None
     ours, theirs = compared_columns(settings, config, read_config, named)
     pairs = zip(before, after, strict=True)

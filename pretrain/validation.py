@@ -36,16 +36,24 @@ class HeldOut(ABC):
     The first ``sequences`` of the split, one per cluster, under fixed masks (a corpus is shuffled when built).
     """
 
+    UNITS: tuple[str, ...] = ("clusters", "sequences", "alignments")  # of a split the first that it has counts
+
     rows = 1  # of the table of sums
     columns = 1
 
     def __init__(self, corpus: Any, objective: Any, sequences: int, budget: int):
         self.corpus, self.objective, self.budget = corpus, objective, budget
         # Of a cluster its first member, always the same one: relatives would count the same family several times.
-        units = np.arange(corpus.count) if corpus.clusters is None else corpus.clusters[:-1].astype(np.int64)
+        clustered = corpus.clusters is not None and "clusters" in self.UNITS
+        units = corpus.clusters[:-1].astype(np.int64) if clustered else np.arange(corpus.count)
         self.ids = units[:sequences]
         # A key of its own: no run's seed, so that numbers compare between runs on one corpus.
         self._keys = randomness.keys(randomness.key("validation"), self.ids)
+
+    @staticmethod
+    def passes(objective: Any) -> int:
+        """How often the model sees each sample, by the configuration of its objective."""
+        return 1
 
     def micro_batches(self, rank: int, ranks: int) -> Iterator[tuple[npt.NDArray[np.int64], Any]]:
         """(places in ``ids``, micro-batch) of one rank; every rank gets the same number, some may be empty."""

@@ -24,15 +24,20 @@ FIT_SAMPLES = 20_000  # of the training split, for the medians
 class ProfileValidation(HeldOut):
     """Of profiles, per channel."""
 
+    UNITS = ("sequences",)  # every profile counts, relatives too, as in the original
+
     objective: Reactivity
     columns = 2  # sum of absolute differences, places
 
     def __init__(self, corpus: Any, objective: Reactivity, sequences: int, budget: int):
         objective.require_channels(corpus)
         super().__init__(corpus, objective, sequences, budget)
-        self.ids = np.arange(min(sequences, corpus.count))  # every profile counts, relatives too, as in the original
         self._keys = np.zeros(len(self.ids), dtype=np.uint64)  # nothing is drawn
         self.rows = len(objective.config.channels)
+
+    @staticmethod
+    def passes(objective: Any) -> int:
+        return 2 if objective.flip else 1  # `Reactivity.predict`
 
     def outputs(self, module: nn.Module, batch: ProfileBatch) -> Tensor:
         return self.objective.predict(module, batch)

@@ -17,6 +17,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.profiles import F32, ProfileRecord
+from data.source_files import is_named
 
 SUFFIXES = (".json", ".json.zip")
 TARGETS = {
@@ -69,7 +70,7 @@ def _vector(path: Path, record: int, row: dict[str, Any], key: str) -> F32:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as raw:
-            if path.suffix.lower() != ".zip":
+            if not is_named(path, (".zip",)):
                 yield from _parsed(path, raw)
                 return
             with zipfile.ZipFile(raw) as archive:

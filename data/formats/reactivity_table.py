@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.profiles import ProfileRecord
+from data.source_files import is_gzip, is_named
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _ID = ("sequence_id", "id")
@@ -156,6 +157,10 @@ def _numbered(path: Path, names: list[str], pattern: re.Pattern[str]) -> tuple[s
     return tuple(numbers[number] for number in sorted(numbers))
 
 
+def _is_parquet(path: Path) -> bool:
+    return is_named(path, (".parquet",))
+
+
 def _pyarrow() -> Any:
     """Imported when a table is read: training reads shards and has no use for it."""
     try:
@@ -169,9 +174,9 @@ def _pyarrow() -> Any:
 def _header(path: Path) -> list[str]:
     pa = _pyarrow()
     try:
-        if path.suffix.lower() == ".parquet":
+        if _is_parquet(path):
             return list(pa.parquet.read_schema(path).names)
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        with gzip.open(path, "rb") if is_gzip(path.name) else open(path, "rb") as file:
             first = file.readline(1 << 20)
     except (OSError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({_told(error)}); download it again or mend the path.") from error
@@ -186,11 +191,11 @@ def _batches(path: Path, columns: TableColumns, rows: int) -> Iterator[Any]:
     line = 1
     try:
         with contextlib.ExitStack() as stack:
-            if path.suffix.lower() == ".parquet":
+            if _is_parquet(path):
                 file = stack.enter_context(pa.parquet.ParquetFile(path))
                 yield from file.iter_batches(batch_size=rows, columns=wanted, use_threads=False)
                 return
-            compression = "gzip" if path.suffix.lower() == ".gz" else None
+            compression = "gzip" if is_gzip(path.name) else None
             stream = stack.enter_context(pa.input_stream(str(path), compression=compression))
             reader = stack.enter_context(
                 pa.csv.open_csv(
@@ -243,7 +248,7 @@ def _sentence(path: Path, line: int, error: Exception) -> str:
     """pyarrow names the row of a CSV, the header being row 1: the line, where no cell holds a line end."""
     if match := _ROW.search(str(error)):
         return f"{path}, line {match[1]}: {_told(match[2])[:160]}; mend the line or download the file again."
-    where = f"{path}, after line {line}" if path.suffix.lower() != ".parquet" else str(path)
+    where = f"{path}, after line {line}" if not _is_parquet(path) else str(path)
     return f"{where}: cannot be read ({_told(error)[:160]}); download it again."
 
 

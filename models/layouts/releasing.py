@@ -55,6 +55,7 @@ class ReleaseLayout:
     library that loads it, for the card. ``fits(config, trained)``: whether the layout can express such a model at all.
     ``notes(config, letters)``: Markdown for the card on what was not trained, or what stands where; ``filled(state,
     options)``: the same where the weights tell which rows no training ever used.
+    ``says_padding(config)``: whether it can say how the model treats padding; else outputs are compared without any.
     """
 
     folder: str
@@ -64,6 +65,7 @@ class ReleaseLayout:
     fits: Callable[[Any, Trained], bool] = lambda config, trained: True
     notes: Callable[[Any, str], str] = lambda config, letters: ""
     filled: Callable[[dict[str, Tensor], WriteOptions], str] = lambda state, options: ""
+    says_padding: Callable[[Any], bool] = lambda config: True
 
 
 def python_block(*lines: str) -> str:

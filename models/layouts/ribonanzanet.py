@@ -227,8 +227,12 @@ Their code treats padding differently: predict sequences of one length per batch
 """
 
 
+def _multimolecule_says_padding(config: RibonanzaNetConfig) -> bool:
+    return config.mask_mode in ("fixed", "signed")
+
+
 def _multimolecule_notes(config: RibonanzaNetConfig, letters: str) -> str:
-    if config.mask_mode in ("fixed", "signed"):
+    if _multimolecule_says_padding(config):
         return ""
     return (
         f"The model was trained with mask_mode {config.mask_mode}, which MultiMolecule does not have. Its outputs are "
@@ -257,6 +261,7 @@ RELEASES = {
         library="multimolecule",
         fits=_fits_multimolecule,
         notes=_multimolecule_notes,
+        says_padding=_multimolecule_says_padding,
     ),
     "original": ReleaseLayout(
         "original",
@@ -264,5 +269,6 @@ RELEASES = {
         _ORIGINAL_USAGE,
         fits=_fits_original,
         notes=_original_notes,
+        says_padding=lambda config: config.mask_mode == "fixed",  # the file says nothing, and is read as that
     ),
 }

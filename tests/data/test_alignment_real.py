@@ -26,9 +26,11 @@ GAPS = set(".-_~")
 
 
 def unpacked(archive: Path, folder: Path) -> list[Path]:
+    """The alignments of an archive, all in one folder, as a source is."""
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".sto", ".stk", ".a3m"))
+    found = [path for path in folder.rglob("*") if path.suffix in (".sto", ".stk", ".a3m")]
+    return sorted(path.rename(folder / path.name) for path in found)
 
 
 def plainly(paths: list[Path]) -> dict[str, Family]:
@@ -76,7 +78,8 @@ def prepared(tmp_path: Path, paths: list[Path], **options: Any) -> tuple[dict[st
     """(what the manifest says of the source, the families by the plain reader), once the shards were recounted."""
     families = plainly(paths)
     cleaned = {name: plain_clean(family, options.get("query", "first") != "none") for name, family in families.items()}
-    manifest = prepare_alignments(config(tmp_path / "corpus", paths[0].parent, **WHOLE, **options))
+    source = paths[0] if len(paths) == 1 else paths[0].parent
+    manifest = prepare_alignments(config(tmp_path / "corpus", source, **WHOLE, **options))
     (told,) = manifest["sources"]
     given = sum(len(family.rows) for family in families.values())
     assert (told["alignments_read"], told["rows_read"]) == (len(families), given)
@@ -155,9 +158,7 @@ def test_rfam_without_known_structures(shared_data: Path, tmp_path: Path, rfam: 
 def test_rfam_3d(shared_data: Path, tmp_path: Path, query: str) -> None:
     """129 families, 13,328 rows: in ten of them a row name occurs twice, which are two rows all the same."""
     files = unpacked(shared_data / "alignments/rfam_3d_seed_alignments.tar.gz", tmp_path / "raw")
-    for path in files:  # one folder for all, as a source is
-        path.rename(tmp_path / "raw" / path.name)
-    told, families = prepared(tmp_path, sorted((tmp_path / "raw").glob("*.sto")), query=query)
+    told, families = prepared(tmp_path, files, query=query)
     assert (told["alignments_read"], told["rows_read"]) == (129, 13_328)
     repeated = {name for name, family in families.items() if len({n for n, _ in family.rows}) < len(family.rows)}
     assert len(repeated) == 10
@@ -170,20 +171,14 @@ def test_rfam_3d(shared_data: Path, tmp_path: Path, query: str) -> None:
 
 def test_infernal_dialects(shared_data: Path, tmp_path: Path) -> None:
     """13 alignments, 3,358 rows: nine files interleaved, one with three alignments, two without an RF line."""
-    paths = unpacked(shared_data / "alignments/infernal_sto.tar.gz", tmp_path / "raw")
-    for path in paths:
-        path.rename(tmp_path / "raw" / path.name)
-    files = sorted(path for path in (tmp_path / "raw").iterdir() if path.is_file())
+    files = unpacked(shared_data / "alignments/infernal_sto.tar.gz", tmp_path / "raw")
     told, families = prepared(tmp_path, files)
     assert (told["alignments_read"], told["rows_read"]) == (13, 3358)
     assert sum("RF" not in family.marks for family in families.values()) == 2
 
 
 def test_viennarna_seeds(shared_data: Path, tmp_path: Path) -> None:
-    given = shared_data / "alignments/viennarna_rfam_seed_selected.stk.gz"
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / given.name).write_bytes(given.read_bytes())
-    told, families = prepared(tmp_path, [tmp_path / "raw" / given.name])
+    told, families = prepared(tmp_path, [shared_data / "alignments/viennarna_rfam_seed_selected.stk.gz"])
     assert (told["alignments_read"], told["rows_read"]) == (4, 1081)
     assert [len(family.rows) for family in families.values()] == [712, 61, 100, 208]
 
@@ -191,11 +186,7 @@ def test_viennarna_seeds(shared_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rhofold_a3m(shared_data: Path, tmp_path: Path) -> None:
     """16 chains, 23,734 rows spelled with T."""
-    files = unpacked(shared_data / "alignments/rhofold_a3m.tar.gz", tmp_path / "unpacked")
-    (tmp_path / "raw").mkdir()
-    for path in files:
-        path.rename(tmp_path / "raw" / path.name)
-    told, families = prepared(tmp_path, sorted((tmp_path / "raw").iterdir()))
+    told, families = prepared(tmp_path, unpacked(shared_data / "alignments/rhofold_a3m.tar.gz", tmp_path / "raw"))
     assert (told["alignments_read"], told["rows_read"]) == (16, 23_734)
     assert max(len(family.rows) for family in families.values()) == 5335
     letters = Counter("".join(row for family in families.values() for _, row in family.rows))
@@ -205,10 +196,7 @@ def test_rhofold_a3m(shared_data: Path, tmp_path: Path) -> None:
 
 def test_trrosetta_a3m(shared_data: Path, tmp_path: Path) -> None:
     """One alignment of 19 rows and 49 columns that mixes T and U."""
-    given = shared_data / "alignments/trrosettarna2_example.a3m"
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / given.name).write_bytes(given.read_bytes())
-    told, families = prepared(tmp_path, [tmp_path / "raw" / given.name])
+    told, families = prepared(tmp_path, [shared_data / "alignments/trrosettarna2_example.a3m"])
     assert (told["alignments_read"], told["rows_read"]) == (1, 19)
     (letters,) = (letters for _, letters in written(tmp_path / "corpus").values())
     assert letters.shape == (19, 49)
